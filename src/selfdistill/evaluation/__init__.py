@@ -1,0 +1,1 @@
+"""Evaluation: predictions of every exit, and metrics from predictions."""

@@ -1,0 +1,62 @@
+"""Classify image files with a trained network."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+
+from selfdistill.data.prepared import Dataset
+from selfdistill.models.trained import load_network, predict
+
+
+class PredictError(Exception):
+    """The run, the exit or an image cannot be used; the message names it."""
+
+
+def classify(folder: Path, images: list[Path], exit_number: int | None, invert: bool = False) -> list[dict]:
+    """Per image: file, class, probability, exit, exits, and the probability of each class.
+
+    folder: a run's.  exit_number: 1 (shallowest) to the network's last; None for the last.
+    """
+    try:
+        network, record = load_network(folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise PredictError(
+            f"{folder}: no trained run ({error}); name a folder results/runs/MODEL/METHOD/SEED"
+        ) from None
+    dataset = Dataset(**record["dataset"])
+    exits = network.exit_count
+    number = exits if exit_number is None else exit_number
+    if not 1 <= number <= exits:
+        raise PredictError(
+            f"--exit {number}: this network has {exits} exit{'s' if exits > 1 else ''}; allowed: 1 to {exits}"
+        )
+    pixels = torch.from_numpy(np.stack([read_image(p, dataset, invert) for p in images]))
+    probabilities = predict(network, dataset, pixels)[number - 1].softmax(dim=1)
+    return [
+        {
+            "file": str(path),
+            "class": dataset.classes[int(row.argmax())],
+            "probability": float(row.max()),
+            "exit": number,
+            "exits": exits,
+            "probabilities": dict(zip(dataset.classes, row.tolist(), strict=True)),
+        }
+        for path, row in zip(images, probabilities, strict=True)
+    ]
+
+
+def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
+    """An image file as uint8 C x H x W, upright, in the channels and size of the data set."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("L" if dataset.channels == 1 else "RGB")
+        height, width = dataset.size
+        if upright.size != (width, height):
+            upright = upright.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(ImageOps.invert(upright) if invert else upright)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise PredictError(f"{path}: no image that can be read ({error})") from None
+    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()

@@ -1,0 +1,34 @@
+"""Deep supervision: a label loss at every exit, nothing distilled (Lee et al. 2015).
+
+The control of every method with exits: what it gains over this is distillation's share.
+"""
+
+import torch.nn.functional as F
+
+from selfdistill.training.method import Method
+
+ABOUT = {
+    "class": "DeepSupervision",
+    "title": "Deep supervision",
+    "name": "Deeply supervised network (DSN)",
+    "paper": "1409.5185",
+    "group": "controls",
+    "needs": ["exits"],
+    "hyper": {
+        "weight": {
+            "default": 1.0,
+            "allowed": [0.0, 100.0],
+            "meaning": "weight of each shallow exit's cross-entropy; the deepest one's is 1",
+            "source": "our choice: BYOT's loss with alpha = lambda = 0",
+        },
+    },
+}
+
+
+class DeepSupervision(Method):
+    def terms(self, step):
+        *shallow, deepest = step.student.logits
+        return {
+            "deepest_cross_entropy": F.cross_entropy(deepest, step.targets),
+            "shallow_cross_entropy": self.weight * sum(F.cross_entropy(z, step.targets) for z in shallow),
+        }

@@ -1,0 +1,71 @@
+"""SD / SFR: deep features teach shallow ones, with dynamic label smoothing (Fan and Hou 2021).
+
+arXiv 2103.07350.  The full text was withdrawn by its authors and no code is public: this is a
+documented reading of the abstract, and no published table exists to compare it with.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from selfdistill.training.method import Method
+
+ABOUT = {
+    "class": "SD",
+    "title": "SD (our reading)",
+    "name": "Self-Feature Regularization / Self Distillation",
+    "paper": "2103.07350",
+    "group": "the four papers",
+    "needs": [],
+    "hyper": {
+        "feature_weight": {
+            "default": 1.0,
+            "allowed": [0.0, 1000.0],
+            "meaning": "beta, weight of the summed EMD-l2 terms",
+            "source": "our choice",
+        },
+        "smoothing": {
+            "default": 0.1,
+            "allowed": [0.0, 1.0],
+            "meaning": "epsilon that the dynamic label smoothing ends with; it grows linearly from 0",
+            "source": "our choice; the abstract names dynamic label smoothing without a schedule",
+        },
+    },
+}
+
+
+def descriptors(features: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """N x C x H x W as N x P x `channels`: one local descriptor for each of the P positions of `size`.
+
+    Positions and channels are averaged in even groups (many-to-one), never repeated.
+    """
+    pooled = F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)
+    return pooled if pooled.shape[2] == channels else F.adaptive_avg_pool1d(pooled, channels)
+
+
+def emd_l2(shallow: Tensor, deep: Tensor) -> Tensor:
+    """Earth mover's distance between the local descriptors of two feature maps, averaged over N.
+
+    shallow: N x C x H x W; deep: N x C' x h x w with h <= H, detached.  Both are brought to h x w
+    positions and min(C, C') channels.  Ground cost: squared l2, averaged over channels.  With equal
+    weights on both sides the optimal flow is a one-to-one assignment, solved exactly for each image
+    and detached; the gradient flows through the costs alone.
+    """
+    channels, size = min(shallow.shape[1], deep.shape[1]), tuple(deep.shape[-2:])
+    mine = descriptors(shallow, channels, size)
+    theirs = descriptors(deep.detach(), channels, size)
+    cost = (mine.unsqueeze(2) - theirs.unsqueeze(1)).square().mean(dim=3)  # N x P x P
+    flow = np.stack([linear_sum_assignment(c)[1] for c in cost.detach().cpu().double().numpy()])
+    return cost.gather(2, torch.from_numpy(flow).to(cost.device).unsqueeze(2)).mean()
+
+
+class SD(Method):
+    def terms(self, step):
+        *shallow, deepest = step.student.maps
+        epsilon = self.smoothing * step.progress
+        return {
+            "cross_entropy": F.cross_entropy(step.student.logits[-1], step.targets, label_smoothing=epsilon),
+            "local_features": self.feature_weight * sum(emd_l2(f, deepest) for f in shallow),
+        }

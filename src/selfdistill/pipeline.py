@@ -1,0 +1,105 @@
+"""The stages that dvc.yaml declares, for a scheduler: what each needs, makes, and whether it is stale."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+
+from selfdistill.config import read_study
+from selfdistill.reporting.records import prune
+
+MARKERS = Path(".work/stale")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A resolved stage, with paths from the repository's top; a folder among its dependencies is
+    replaced by the outputs of other stages that lie in it.
+
+    address: as DVC names it.  pending: dependencies that a stale stage will make anew; settled: all
+    others.  marker: a file newer than the outputs exactly if the stage is stale, that is, changed or
+    downstream of a changed one.  own: a stage of the study itself, not of its data.
+    """
+
+    address: str
+    pending: tuple[str, ...]
+    settled: tuple[str, ...]
+    outs: tuple[str, ...]
+    marker: str
+    meta: dict
+    own: bool
+    on_gpu: bool
+
+
+def read_stages(folder: Path, mark: bool) -> list[Stage]:
+    """The stages that the study in `folder` needs; the working folder is the repository's top.
+
+    The params.yaml is validated first (ConfigError).  With `mark`, results of cells that it no longer
+    lists are removed, and DVC is asked what is stale; without, nothing is stale.
+    """
+    study = read_study(folder / "params.yaml")
+    if folder != Path("."):  # hidden from DVC until it is run, see .dvcignore
+        (folder / ".dvcignore").write_text("!dvc.yaml\n")
+    if mark:
+        prune(study, folder / study.results)
+    with Repo(".") as repo:
+        graph = repo.index.graph  # an edge points from a stage to one that it needs
+        own = [s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml"]
+        below = {dep for stage in own for dep in networkx.descendants(graph, stage)}
+        needed = [*own, *sorted(below - set(own), key=lambda s: s.addressing)]
+        stale = set()
+        if mark:
+            with repo.lock:  # what `dvc status` does, without collecting every stage a second time
+                stale = {stage for stage in needed if stage.status()}
+            stale |= {user for stage in stale for user in networkx.ancestors(graph, stage)}
+            for stage in needed:
+                set_marker(marker(stage), stage in stale)
+        makers = {relative(out): stage for stage in needed for out in stage.outs}
+        return [
+            Stage(
+                address=stage.addressing,
+                pending=tuple(p for p in paths_of(stage, makers) if makers.get(p) in stale),
+                settled=tuple(p for p in paths_of(stage, makers) if makers.get(p) not in stale),
+                outs=tuple(relative(out) for out in stage.outs),
+                marker=str(marker(stage)),
+                meta=stage.meta or {},
+                own=stage in own,
+                on_gpu=study.recipe.device != "cpu",
+            )
+            for stage in needed
+        ]
+
+
+def relative(file) -> str:
+    """A DVC dependency's or output's path from the working folder."""
+    return os.path.relpath(file.fs_path)
+
+
+def paths_of(stage, makers: dict) -> list[str]:
+    """A stage's dependencies as files to wait for; parameters are DVC's to watch."""
+    paths = []
+    for dep in stage.deps:
+        if not isinstance(dep, ParamsDependency):
+            path = relative(dep)
+            paths += [out for out in makers if out == path or out.startswith(path + os.sep)] or [path]
+    return paths
+
+
+def marker(stage) -> Path:
+    return MARKERS / stage.addressing.replace("/", "_").replace(":", "_")
+
+
+def set_marker(path: Path, stale: bool) -> None:
+    """Date a marker now if its stage is stale, and 1970 if not.
+
+    A stale one also gets new content: Snakemake takes a newer file of the old content for unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stale or not path.exists():
+        path.write_text(f"{time.time_ns()}\n")
+    if not stale:
+        os.utime(path, (0, 0))

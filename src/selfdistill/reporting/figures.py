@@ -1,0 +1,149 @@
+"""Figures from tables, each as SVG and PNG, in one style, equal to the byte when drawn again."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfdistill.files import write_atomically
+
+STYLE = Path(__file__).with_name("style.mplstyle")
+CONTROL = "#777777"
+# without what names a date or a version, so that the same picture is the same file
+METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+
+
+def draw_figures(results: Path) -> None:
+    """Draw every figure of results/tables into results/figures."""
+    tables = {
+        name: pd.read_csv(results / "tables" / f"{name}.csv")
+        for name in ("accuracy", "exits", "cost", "runs", "curves")
+    }
+    colours = method_colours(tables["accuracy"])
+    with plt.style.context(STYLE):
+        for name, draw, size in (
+            ("accuracy", draw_accuracy, (6.4, 0.45 * tables["accuracy"].method.nunique() + 1.3)),
+            ("curves", draw_curves, (6.4, 4.2)),
+            ("exits", draw_exits, (6.4, 4.2)),
+            ("cost", draw_cost, (6.4, 4.2)),
+        ):
+            figure = one_panel_a_model(tables, draw, colours, size)
+            for kind, metadata in METADATA.items():
+                buffer = BytesIO()
+                figure.savefig(buffer, format=kind, metadata=metadata)
+                write_atomically(results / "figures" / f"{name}.{kind}", buffer.getvalue())
+            plt.close(figure)
+
+
+def method_colours(accuracy: pd.DataFrame) -> dict[str, tuple]:
+    """One colour a method, the same in every figure; the control is grey."""
+    methods = list(dict.fromkeys(accuracy.method))
+    others = [m for m in methods if not (accuracy[accuracy.method == m].verdict == "control").all()]
+    palette = sns.color_palette("colorblind" if len(others) <= 10 else "husl", len(others))
+    return {**dict.fromkeys(methods, CONTROL), **dict(zip(others, palette, strict=True))}
+
+
+def one_panel_a_model(tables: dict, draw: Callable, colours: dict, size: tuple[float, float]) -> Figure:
+    models = list(dict.fromkeys(tables["accuracy"].model))
+    figure, axes = plt.subplots(1, len(models), figsize=(size[0] * len(models), size[1]), squeeze=False)
+    for model, ax in zip(models, axes[0], strict=True):
+        of_model = {name: table[table.model == model] for name, table in tables.items()}
+        draw(ax, of_model, colours)
+        if len(models) > 1:
+            ax.set_title(f"{ax.get_title(loc='left')}: {model}")
+    figure.tight_layout()
+    return figure
+
+
+def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
+    """A row a method: every seed as a dot, the mean with its 95 % interval, the control as a line."""
+    table = tables["accuracy"].reset_index(drop=True)
+    for y, row in table.iterrows():
+        seeds = tables["runs"][tables["runs"].method == row.method].test_accuracy
+        colour = colours[row.method]
+        ax.scatter(seeds, [y] * len(seeds), s=16, color=colour, alpha=0.35, linewidth=0, zorder=2)
+        ax.errorbar(row.accuracy, y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
+    for accuracy in table[table.verdict == "control"].accuracy:
+        ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    labels = [f"{r.title}  ({r.verdict})" if r.verdict != "no evidence" else r.title for r in table.itertuples()]
+    ax.set_yticks(range(len(table)), labels)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("test accuracy (%): dots are seeds, bars 95 % intervals of the mean")
+    ax.set_title("Test accuracy by method")
+
+
+def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
+    """Validation accuracy while training, mean over seeds."""
+    for method, rows in tables["curves"].groupby("method", sort=False):
+        ax.plot(rows.epoch, rows.validation_accuracy, color=colours[method], label=rows.title.iloc[0])
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("validation accuracy (%), mean over seeds")
+    ax.set_title("Training curves")
+    legend_beside(ax)
+
+
+def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
+    """Accuracy of each exit against the cost of getting there; the control, without exits, as a point."""
+    exits = tables["exits"]
+    shown = [m for m, rows in exits.groupby("method", sort=False) if len(rows) > 1 or colours[m] == CONTROL]
+    step = 0.008 * exits.million_macs.max()  # aside of each other, so that no interval hides another
+    for place, method in enumerate(shown):
+        rows = exits[exits.method == method]
+        for part, form in ((rows[rows.exit != "ensemble"], "o-"), (rows[rows.exit == "ensemble"], "*")):
+            ax.errorbar(
+                part.million_macs + step * (place - (len(shown) - 1) / 2),
+                part.accuracy,
+                yerr=part.half_width.fillna(0),
+                fmt=form,
+                markersize=11 if form == "*" else 6,
+                color=colours[method],
+                capsize=3,
+                label=rows.title.iloc[0] if form != "*" else None,
+            )
+    ax.set_xlabel("million multiply-adds of one image up to the exit; star: ensemble of all exits")
+    ax.set_ylabel("test accuracy (%)")
+    ax.set_title("Accuracy against depth")
+    legend_beside(ax)
+
+
+def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
+    """Accuracy against the whole training cost, a teacher's included."""
+    table = tables["cost"].merge(tables["accuracy"][["method", "half_width"]], on="method")
+    step = 0.02 * (table.relative_cost.max() - table.relative_cost.min() or 1)
+    taken: dict[float, int] = {}
+    for row in table.itertuples():
+        near = round(row.relative_cost, 1)
+        place = taken[near] = taken.get(near, -1) + 1  # equal costs aside of each other
+        ax.errorbar(
+            row.relative_cost + step * place,
+            row.accuracy,
+            yerr=spread(row.half_width),
+            fmt="o",
+            color=colours[row.method],
+            capsize=3,
+            label=row.title,
+        )
+    ax.margins(x=0.1)
+    ax.set_xlabel("training FLOPs relative to the control, a teacher's included")
+    ax.set_ylabel("test accuracy (%)")
+    ax.set_title("Accuracy against training cost")
+    legend_beside(ax)
+
+
+def legend_beside(ax: Axes) -> None:
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def spread(half_width: float) -> float | None:
+    """An error bar, or none for a single seed."""
+    return None if pd.isna(half_width) else half_width

@@ -1,0 +1,295 @@
+"""Tables from records: CSV for machines, Markdown for readers, LaTeX (booktabs) for papers.
+
+Accuracies are percentages of the test split.  `accuracy` is that of the deepest exit, the network
+that plain training gives too, at the epoch that the study selects (last, or best on validation).
+"""
+
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from selfdistill.files import write_atomically
+from selfdistill.reporting.records import read_records
+from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
+
+DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
+
+
+def write_tables(study) -> None:
+    """Write results/tables and results/metrics.json."""
+    records = read_records(study)
+    folder = study.results / "tables"
+    accuracy = accuracy_table(records, study.selection, study.control)
+    exits = exit_table(records, study.selection)
+    cost = cost_table(records, accuracy, study.control)
+    for name, table, readable in (
+        ("accuracy", accuracy, readable_accuracy),
+        ("exits", exits, readable_exits),
+        ("cost", cost, readable_cost),
+    ):
+        write_csv(folder / f"{name}.csv", table)
+        write_text(folder / f"{name}.md", markdown(readable(table, bold_markdown, " ± ")))
+        write_text(folder / f"{name}.tex", latex(readable(table, bold_latex, r" \pm "), name))
+    write_csv(folder / "runs.csv", run_table(records, study.selection))
+    write_csv(folder / "curves.csv", curve_table(records))
+    write_text(study.results / "metrics.json", json.dumps(metrics(accuracy, cost), indent=1) + "\n")
+
+
+def by_method(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """(model, method, its records), in the records' order."""
+    groups = groupby(records, key=lambda r: (r["model"], r["method"]))
+    return [(model, method, list(group)) for (model, method), group in groups]
+
+
+def deepest(record: dict, selection: str) -> dict[str, float]:
+    return record["test"][selection]["exits"][-1]
+
+
+def accuracy_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
+    """One row a model and method: mean and 95 % half-width over seeds, the difference to the control
+    paired by seed, its p adjusted over the methods of the model, and the verdict."""
+    rows = []
+    for model, same in groupby(by_method(records), key=lambda g: g[0]):
+        group = list(same)
+        accuracies = {
+            method: {r["seed"]: 100 * deepest(r, selection)["accuracy"] for r in of_method}
+            for _, method, of_method in group
+        }
+        reference = accuracies.get(control, {})
+        of_model = []
+        for _, method, of_method in group:
+            mean, half_width = mean_interval(list(accuracies[method].values()))
+            pairs = [a - reference[s] for s, a in accuracies[method].items() if s in reference]
+            difference, difference_half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
+            row = {
+                "model": model,
+                "method": method,
+                "title": of_method[0]["title"],
+                "n": len(of_method),
+                "accuracy": mean,
+                "half_width": half_width,
+                "sd": pd.Series(accuracies[method]).std(ddof=1),
+                "difference": difference,
+                "difference_half_width": difference_half_width,
+                "p": math.nan if method == control else paired_p(pairs),
+            }
+            of_model.append(row)
+        for row, p in zip(of_model, holm([row["p"] for row in of_model]), strict=True):
+            row["p_holm"] = p
+            row["verdict"] = "control" if row["method"] == control else verdict(row["difference"], p)
+        rows += of_model
+    return pd.DataFrame(rows)
+
+
+def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
+    """One row a model, method and exit, the ensemble of all exits last; M MACs up to that exit."""
+    rows = []
+    for model, method, group in by_method(records):
+        macs = group[0]["cost"]["inference_macs"]
+        sections = group[0]["sections"]
+        for i, mac in enumerate(macs):
+            accuracies = [100 * r["test"][selection]["exits"][i]["accuracy"] for r in group]
+            name = f"{sections - len(macs) + i + 1}/{sections}"
+            rows.append((model, method, group[0]["title"], name, mac / 1e6, len(group), *mean_interval(accuracies)))
+        if len(macs) > 1:
+            accuracies = [100 * r["test"][selection]["ensemble"]["accuracy"] for r in group]
+            all_exits = group[0]["cost"]["ensemble_macs"] / 1e6
+            row = (
+                model,
+                method,
+                group[0]["title"],
+                "ensemble",
+                all_exits,
+                len(group),
+                *mean_interval(accuracies),
+            )
+            rows.append(row)
+    return pd.DataFrame(
+        rows, columns=["model", "method", "title", "exit", "million_macs", "n", "accuracy", "half_width"]
+    )
+
+
+def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
+    """One row a model and method: parameters in training, GFLOPs of training (a teacher's counted in),
+    their ratio to the control's, and M MACs of classifying one image at the deepest exit."""
+    rows = []
+    means = accuracy.set_index(["model", "method"])["accuracy"]
+    for model, method, group in by_method(records):
+        cost = group[0]["cost"]
+        own, teacher = cost["training_flops"] / 1e9, cost["teacher_training_flops"] / 1e9
+        rows.append(
+            {
+                "model": model,
+                "method": method,
+                "title": group[0]["title"],
+                "parameters": cost["parameters"],
+                "training_gflops": own,
+                "teacher_gflops": teacher,
+                "total_gflops": own + teacher,
+                "million_macs": cost["inference_macs"][-1] / 1e6,
+                "accuracy": means[model, method],
+            }
+        )
+    table = pd.DataFrame(rows)
+    of_control = table[table.method == control].set_index("model").total_gflops
+    table.insert(7, "relative_cost", table.total_gflops / table.model.map(of_control))
+    return table
+
+
+def run_table(records: list[dict], selection: str) -> pd.DataFrame:
+    """One row a run: test metrics of the deepest exit at both selections, and the weights' hash."""
+    return pd.DataFrame(
+        [
+            {
+                "model": r["model"],
+                "method": r["method"],
+                "title": r["title"],
+                "seed": r["seed"],
+                "test_accuracy": 100 * deepest(r, selection)["accuracy"],
+                "test_accuracy_last": 100 * deepest(r, "last")["accuracy"],
+                "test_accuracy_validation_best": 100 * deepest(r, "validation")["accuracy"],
+                "validation_best_epoch": r["validation_best_epoch"],
+                "test_nll": deepest(r, selection)["nll"],
+                "test_ece": 100 * deepest(r, selection)["ece"],
+                "weights_sha256": r["weights_sha256"],
+            }
+            for r in records
+        ]
+    )
+
+
+def curve_table(records: list[dict]) -> pd.DataFrame:
+    """One row a model, method and epoch: means over seeds, and the validation accuracy's spread."""
+    rows = []
+    for model, method, group in by_method(records):
+        for i, epoch in enumerate(group[0]["history"]["epoch"]):
+            validation = pd.Series([100 * r["history"]["validation_accuracy"][i] for r in group])
+            training = pd.Series([100 * r["history"]["training_accuracy"][i] for r in group])
+            rows.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "title": group[0]["title"],
+                    "epoch": epoch,
+                    "validation_accuracy": validation.mean(),
+                    "validation_sd": validation.std(ddof=1) if len(group) > 1 else 0.0,
+                    "training_accuracy": training.mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
+    """One number a method, its mean test accuracy, and the study's whole training cost.
+
+    A study of one network has the methods at the top, one of several a block for each network.
+    """
+    blocks = {
+        model: dict(zip(rows.method, rows.accuracy.round(2), strict=True)) for model, rows in accuracy.groupby("model")
+    }
+    total = round(float((cost.training_gflops * accuracy.n).sum()), 1)
+    return {**(blocks if len(blocks) > 1 else next(iter(blocks.values()))), "training_gflops": total}
+
+
+# ---- for readers -------------------------------------------------------------------------------
+
+
+def number(value: float, half_width: float | None, plus_minus: str, signed: bool = False) -> str:
+    text = f"{value:{'+' if signed else ''}.2f}"
+    return text if half_width is None or math.isnan(half_width) else f"{text}{plus_minus}{half_width:.2f}"
+
+
+def bold_markdown(text: str, bold: bool) -> str:
+    return f"**{text}**" if bold else text
+
+
+def bold_latex(text: str, bold: bool) -> str:
+    return rf"$\mathbf{{{text}}}$" if bold else f"${text}$"
+
+
+def with_model(table: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
+    """A column of models in front, where there is more than one."""
+    return pd.DataFrame({**({"Network": table.model} if table.model.nunique() > 1 else {}), **columns})
+
+
+def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    best = table.groupby("model").accuracy.transform("max")
+    rows = list(table.itertuples())
+    return with_model(
+        table,
+        {
+            "Method": table.title,
+            "Seeds": table.n,
+            "Test accuracy (%)": [
+                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
+                for r, b in zip(rows, best, strict=True)
+            ],
+            "Difference to control": [
+                ""
+                if r.verdict == "control"
+                else bold(number(r.difference, r.difference_half_width, plus_minus, True), False)
+                for r in rows
+            ],
+            "p (Holm)": ["" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows],
+            "Verdict": table.verdict,
+        },
+    )
+
+
+def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    best = table.groupby(["model", "exit"]).accuracy.transform("max")
+    rows = list(table.itertuples())
+    return with_model(
+        table,
+        {
+            "Method": table.title,
+            "Exit": table.exit,
+            "M MACs": [f"{m:.2f}" for m in table.million_macs],
+            "Seeds": table.n,
+            "Test accuracy (%)": [
+                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
+                for r, b in zip(rows, best, strict=True)
+            ],
+        },
+    )
+
+
+def readable_cost(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    return with_model(
+        table,
+        {
+            "Method": table.title,
+            "Parameters in training": [f"{p:,}" for p in table.parameters],
+            "Training (GFLOPs)": [f"{g:.1f}" for g in table.training_gflops],
+            "Teacher's training (GFLOPs)": [f"{g:.1f}" for g in table.teacher_gflops],
+            "Relative to control": [f"{c:.2f}" for c in table.relative_cost],
+            "Inference (M MACs)": [f"{m:.2f}" for m in table.million_macs],
+            "Test accuracy (%)": [f"{a:.2f}" for a in table.accuracy],
+        },
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def latex(table: pd.DataFrame, name: str) -> str:
+    """A booktabs tabular: first column left, the rest centred; needs \\usepackage{booktabs}."""
+    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#"}
+    escaped = table.rename(columns=lambda c: "".join(special.get(ch, ch) for ch in c)).astype(str)
+    words = [c for c in escaped.columns if not escaped[c].str.contains("$", regex=False).any()]
+    for column in words:
+        escaped[column] = ["".join(special.get(ch, ch) for ch in cell) for cell in escaped[column]]
+    body = escaped.to_latex(index=False, escape=False, column_format="l" + "c" * (len(escaped.columns) - 1))
+    return f"% {name}: written by selfdistill from the records of the study; do not edit\n{body}"
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.round(DECIMALS).to_csv(index=False, lineterminator="\n"))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())

@@ -1,0 +1,42 @@
+"""Stochastic gradient descent with momentum, as torch's own kernel.
+
+`torch.optim.SGD` imports torch._dynamo when it is made, 1.5 s at the start of every run of a study;
+the function under it does not, and one fused call replaces six small ones a parameter.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+
+class SGD:
+    """Momentum buffers of a network's parameters, and the step."""
+
+    def __init__(self, network: nn.Module, *, momentum: float, nesterov: bool, weight_decay: float) -> None:
+        self.parameters = list(network.parameters())
+        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.buffers: list[Tensor | None] = [None] * len(self.parameters)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """One step on the gradients as they are; a parameter without gradient stays."""
+        active = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        buffers = [self.buffers[i] for i in active]
+        sgd(
+            [self.parameters[i] for i in active],
+            [self.parameters[i].grad for i in active],
+            buffers,
+            fused=True,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=learning_rate,
+            dampening=0.0,
+            nesterov=self.nesterov,
+            maximize=False,
+        )
+        for i, buffer in zip(active, buffers, strict=True):
+            self.buffers[i] = buffer

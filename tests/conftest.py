@@ -1,0 +1,134 @@
+"""Real parts throughout: a temporary Git and DVC repository with a tiny study, run once a session."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TINY = {
+    "methods": ["plain", "byot"],
+    "students": ["drkd"],
+    "seeds": [0, 1],
+    "recipe.epochs": 2,
+    "recipe.warmup_epochs": 0,
+}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Under CI a skipped test is a test that did not run: a failure, unless its reason is on the list."""
+    allowed = ("needs a GPU",)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter:
+        for report in reporter.stats.get("skipped", []):
+            if not any(reason in str(report.longrepr) for reason in allowed):
+                reporter.write_line(f"skipped under CI: {report.nodeid}: {report.longrepr}", red=True)
+                session.exitstatus = 1
+
+
+class Project:
+    """A checkout: run commands in it, read and write its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "GIT_"))},
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "VIRTUAL_ENV": str(BIN.parent),
+            "DVC_NO_ANALYTICS": "1",
+        }
+
+    def run(self, *command: str, ok: bool = True, **variables: str) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def params(self, path: str = "params.yaml", **changes) -> None:
+        """Change values of a params.yaml, keys with dots."""
+        file = self.folder / path
+        content = yaml.safe_load(file.read_text())
+        for key, value in changes.items():
+            *parents, last = key.split(".")
+            block = content
+            for parent in parents:
+                block = block[parent]
+            block[last] = value
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
+    def changed(self) -> set[str]:
+        """The stages of the tiny study that DVC calls changed."""
+        return set(json.loads(self.run("dvc", "status", "--json", "dvc.yaml").stdout))
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+
+def copy_of_sources(folder: Path) -> Project:
+    """The files that Git knows or would take, without results, as a fresh repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        if name.startswith(("results/", "dvc.lock", "data/dvc.lock", ".github")) or not os.path.lexists(ROOT / name):
+            continue
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
+    project = Project(folder)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.run("git", "config", "user.name", "Test")
+    project.run("git", "config", "user.email", "test@example.invalid")
+    return project
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory) -> Project:
+    """A repository with a tiny study that `dvc repro` has run, committed.  Not to be changed.
+
+    The workers of a parallel session share one: the first to come makes it.
+    """
+    shared = (
+        tmp_path_factory.getbasetemp().parent
+        if "PYTEST_XDIST_WORKER" in os.environ
+        else tmp_path_factory.mktemp("tiny")
+    )
+    with FileLock(shared / "tiny.lock"):
+        if (shared / "tiny-ready").exists():
+            return Project(shared / "tiny")
+        project = copy_of_sources(shared / "tiny")
+        project.params(**TINY)
+        project.run("dvc", "repro", "--quiet")
+        project.commit("the tiny study, run")
+        (shared / "tiny-ready").touch()
+    return project
+
+
+@pytest.fixture
+def project(tiny_study, tmp_path) -> Project:
+    """A copy of the tiny study's repository, to do with as one likes."""
+    shutil.copytree(tiny_study.folder, tmp_path / "repo", symlinks=True)
+    return Project(tmp_path / "repo")

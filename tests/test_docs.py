@@ -1,0 +1,80 @@
+"""The guides, followed word for word."""
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / guide).read_text(), re.M | re.S)
+
+
+def test_the_guide_to_adding_a_method(project):
+    (code,) = blocks("adding-a-method.md", "python")
+    (card,) = blocks("adding-a-method.md", "markdown")
+    (hyper,) = blocks("adding-a-method.md", "yaml")
+    (project / "src/selfdistill/methods/confidence_penalty.py").write_text(code)
+    (project / "src/selfdistill/methods/confidence_penalty.md").write_text(card)
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["methods"].append("confidence_penalty")
+    content["hyper"] |= yaml.safe_load(hyper)
+    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert all("confidence_penalty" in stage for stage in project.changed())
+    project.run("dvc", "repro", "--quiet")
+    assert "Confidence penalty" in (project / "results/tables/accuracy.md").read_text()
+    assert "confidence" in (project / "results/runs/resnet10-slim/confidence_penalty/0/history.csv").read_text()
+
+
+def test_the_guide_to_adding_a_data_set(project, tmp_path):
+    (reader,) = blocks("adding-a-data-set.md", "python")
+    (entry,) = blocks("adding-a-data-set.md", "yaml")
+    rng = np.random.default_rng(0)
+    archive = tmp_path / "mirror" / "photos.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        for i in range(240):
+            kind = ("cat", "dog")[i % 2]
+            pixels = rng.integers(0, 120, (40, 30, 3), dtype=np.uint8) + np.uint8(100 * (i % 2))
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG")
+            member = tarfile.TarInfo(f"photos/{kind}/{i}.jpg")
+            member.size = buffer.tell()
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+    (project / "src/selfdistill/data/photos.py").write_text(reader)
+    sums = project.run("sha256sum", str(archive)).stdout.split()[0], archive.stat().st_size
+    text = entry.replace("0" * 64, sums[0]).replace("123456", str(sums[1]))
+    with open(project / "data/params.yaml", "a") as catalogue:
+        catalogue.write(text)
+    study = project / "studies/photos"
+    study.mkdir()
+    for source in (project / "studies/fashion-mnist").iterdir():
+        target = study / source.name
+        target.symlink_to(source.readlink()) if source.is_symlink() else target.write_bytes(source.read_bytes())
+    project.params(
+        "studies/photos/params.yaml",
+        **{"dataset": "photos", "methods": ["plain"], "students": [], "seeds": [0], "recipe.epochs": 2},
+    )
+    project.run("workflow/run", "check", "studies/photos/params.yaml")
+    mirror = {"SELFDISTILL_MIRROR": str(archive.parent)}
+    project.run("make", "study", "STUDY=photos", "-o", "install", **mirror)
+    assert "Plain" in (study / "results/tables/accuracy.md").read_text()
+    assert "too few seeds" in (study / "results/index.html").read_text().lower()
+
+
+def test_the_readme_names_commands_that_exist(tiny_study):
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^ +make ([a-z]+)", text, re.M)) <= targets
+    for path in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / path).exists(), path
+    help_text = tiny_study.run("selfdistill", "--help").stdout
+    for command in re.findall(r"^ +selfdistill ([a-z]+)", text, re.M):
+        assert command in help_text

@@ -1,0 +1,214 @@
+"""The methods' losses, against formulations written out by hand in float64."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from selfdistill import methods
+from selfdistill.methods.byot import byot_terms
+from selfdistill.methods.drkd import drkd_terms, rectify
+from selfdistill.methods.sd import descriptors, emd_l2
+from selfdistill.methods.srdl import referenced_terms
+from selfdistill.models import build
+from selfdistill.training.losses import softened_kl
+from selfdistill.training.method import Step
+
+N, K, D = 6, 5, 7
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def cross_entropy(z, y):
+    return -np.log(softmax(z)[np.arange(len(y)), y]).mean()
+
+
+def kl(teacher, student, t):
+    p, q = softmax(teacher / t), softmax(student / t)
+    return (p * np.log(p / q)).sum(axis=1).mean()
+
+
+@pytest.fixture
+def draw():
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def targets():
+    return torch.tensor([0, 3, 1, 4, 2, 2])
+
+
+def test_softened_kl_is_kl_of_softened_distributions(draw):
+    student, teacher = draw(N, K), draw(N, K)
+    expected = kl(teacher.numpy(), student.numpy(), 3.0)
+    assert softened_kl(student, teacher, 3.0).item() == pytest.approx(expected, rel=1e-12)
+    assert softened_kl(student, teacher, 3.0, "mean").item() == pytest.approx(expected / K, rel=1e-12)
+
+
+def test_softened_kl_gradient_is_the_difference_of_distributions(draw):
+    student, teacher = draw(N, K).requires_grad_(), draw(N, K).requires_grad_()
+    softened_kl(student, teacher, 3.0).backward()
+    expected = (softmax(student.detach().numpy() / 3) - softmax(teacher.detach().numpy() / 3)) / (3 * N)
+    np.testing.assert_allclose(student.grad.numpy(), expected, rtol=1e-9, atol=1e-15)
+    assert teacher.grad is None, "what teaches is detached"
+
+
+@pytest.mark.parametrize("t_squared", [False, True])
+def test_byot_is_the_papers_sum(draw, targets, t_squared):
+    logits, features = [draw(N, K) for _ in range(4)], [draw(N, D) for _ in range(4)]
+    terms = byot_terms(logits, features, targets, alpha=0.3, hint=0.03, temperature=3.0, t_squared=t_squared)
+    z, f, y = [x.numpy() for x in logits], [x.numpy() for x in features], targets.numpy()
+    factor = 9 if t_squared else 1
+    expected = {
+        "deepest_cross_entropy": cross_entropy(z[3], y),
+        "shallow_cross_entropy": sum(0.7 * cross_entropy(z[i], y) for i in range(3)),
+        "distillation": sum(0.3 * factor * kl(z[3], z[i], 3.0) for i in range(3)),
+        "hint": sum(0.03 * ((f[i] - f[3]) ** 2).sum(axis=1).mean() for i in range(3)),
+    }
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-9)
+
+
+def test_byot_teaches_the_deepest_exit_by_labels_alone(draw, targets):
+    logits = [draw(N, K).requires_grad_() for _ in range(4)]
+    features = [draw(N, D).requires_grad_() for _ in range(4)]
+    terms = byot_terms(logits, features, targets, alpha=0.3, hint=0.03, temperature=3.0, t_squared=False)
+    sum(terms.values()).backward()
+    label_gradient = (softmax(logits[3].detach().numpy()) - np.eye(K)[targets]) / N
+    np.testing.assert_allclose(logits[3].grad.numpy(), label_gradient, rtol=1e-9)
+    assert features[3].grad is None
+    assert all(f.grad is not None for f in features[:3])
+
+
+def test_rectify_exchanges_the_top_with_the_label_and_nothing_else():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [5.0, 4.0, 0.0], [1.0, 1.0, 0.0]])
+    before = logits.clone()
+    assert rectify(logits, torch.tensor([1, 0, 1])).tolist() == [
+        [1.0, 3.0, 2.0],
+        [5.0, 4.0, 0.0],
+        [1.0, 1.0, 0.0],
+    ]
+    assert torch.equal(logits, before), "the caller's logits stay as they are"
+
+
+def test_rectified_teacher_is_always_right(draw):
+    logits, targets = draw(200, K), torch.arange(200) % K
+    fixed = rectify(logits, targets)
+    assert (fixed.argmax(1) == targets).all()
+    assert torch.equal(fixed.sort(1).values, logits.sort(1).values)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+def test_drkd_is_the_public_codes_sum(draw, targets, reduction):
+    student, teacher = draw(N, K), draw(N, K)
+    terms = drkd_terms(student, teacher, targets, alpha=0.95, temperature=6.0, multiplier=50.0, reduction=reduction)
+    z, v, y = student.numpy(), teacher.numpy().copy(), targets.numpy()
+    for row, label in zip(v, y, strict=True):
+        top = int(row.argmax())
+        row[top], row[label] = float(row[label]), float(row[top])
+    divergence = kl(v, z, 6.0) / (K if reduction == "mean" else 1)
+    assert terms["cross_entropy"].item() == pytest.approx(0.05 * cross_entropy(z, y), rel=1e-9)
+    assert terms["rectified_distillation"].item() == pytest.approx(0.95 * 36 * 50 * divergence, rel=1e-9)
+
+
+def test_srdl_stage_two_is_cross_entropy_and_t_squared_kl(draw, targets):
+    student, reference = draw(N, K), draw(N, K)
+    terms = referenced_terms(student, reference, targets, temperature=3.0, weight=0.5)
+    expected = 0.5 * 9 * kl(reference.numpy(), student.numpy(), 3.0)
+    assert terms["self_reference"].item() == pytest.approx(expected, rel=1e-9)
+    assert terms["cross_entropy"].item() == pytest.approx(cross_entropy(student.numpy(), targets.numpy()), rel=1e-9)
+
+
+def test_srdl_splits_the_epochs_and_restarts():
+    first, second = methods.load("srdl")(split=0.3).phases(10)
+    assert (first.epochs, first.restart, first.learns_from_previous) == (3, False, False)
+    assert (second.epochs, second.restart, second.learns_from_previous) == (7, True, True)
+    assert [p.epochs for p in methods.load("srdl")().phases(1)] == [1]
+
+
+def test_emd_is_the_cheapest_assignment_of_positions(draw):
+    shallow, deep = draw(3, 4, 4, 4), draw(3, 8, 2, 2)
+    mine = descriptors(shallow, 4, (2, 2)).numpy()
+    theirs = descriptors(deep, 4, (2, 2)).numpy()
+    cheapest = [
+        min(
+            np.mean([((a[i] - b[j]) ** 2).mean() for i, j in enumerate(order)])
+            for order in itertools.permutations(range(4))
+        )
+        for a, b in zip(mine, theirs, strict=True)
+    ]
+    assert emd_l2(shallow, deep).item() == pytest.approx(np.mean(cheapest), rel=1e-9)
+
+
+def test_emd_ignores_where_a_feature_lies(draw):
+    deep = draw(2, 4, 2, 2)
+    assert emd_l2(deep.flip(3), deep).item() == 0
+
+
+def test_emd_moves_the_shallow_features_alone(draw):
+    shallow, deep = draw(2, 4, 4, 4).requires_grad_(), draw(2, 8, 2, 2).requires_grad_()
+    emd_l2(shallow, deep).backward()
+    assert shallow.grad.abs().sum() > 0
+    assert deep.grad is None
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_trains_a_network_by_hand(name):
+    """One step in a bare loop lowers the method's own loss, and every term is a named finite scalar."""
+    method = methods.load(name)()
+    network = build("resnet10-slim", channels=1, classes=K, size=(8, 8), exits="exits" in method.needs, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % K
+    with torch.no_grad():
+        teacher = network(images) if "teacher" in method.needs else None
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+
+    def step():
+        terms = method.terms(Step(images, labels, network(images), teacher, progress=0.5))
+        assert all(re.fullmatch("[a-z_]+", n) and t.ndim == 0 and t.isfinite() for n, t in terms.items())
+        return sum(terms.values())
+
+    first = step()
+    first.backward()
+    optimiser.step()
+    assert step() < first
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_says_what_it_is(name):
+    about, card = methods.about(name), methods.card(name)
+    assert {"class", "title", "name", "paper", "group", "needs", "hyper"} <= set(about)
+    assert set(about["needs"]) <= {"exits", "teacher"}
+    for key, spec in about["hyper"].items():
+        assert {"default", "meaning", "source"} <= set(spec), key
+        assert "allowed" in spec or "choices" in spec or isinstance(spec["default"], bool)
+    if about["paper"]:
+        assert about["paper"] in card
+
+
+def test_methods_are_importable_by_class_and_refuse_unknown_hyper_parameters():
+    from selfdistill.methods import BYOT
+
+    assert BYOT(alpha=0.5).alpha == 0.5
+    with pytest.raises(TypeError, match="alpa"):
+        BYOT(alpa=0.5)
+    with pytest.raises(ImportError):
+        from selfdistill.methods import Nothing  # noqa: F401
+
+
+def test_no_code_asks_for_a_methods_name():
+    """No dispatch: outside its own file, a method's name is compared with nothing."""
+    package = Path(methods.__file__).parents[1]
+    names = set(methods.names())
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
+                assert not constants & names, f"{path}:{node.lineno}"

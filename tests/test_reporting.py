@@ -1,0 +1,170 @@
+"""Intervals, verdicts, tables and figures."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from selfdistill.reporting import tables
+from selfdistill.reporting.figures import draw_figures
+from selfdistill.reporting.page import headline, sort_value
+from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
+
+
+def test_the_interval_is_students():
+    values = [91.0, 93.5, 92.2, 90.8, 94.1]
+    mean, half_width = mean_interval(values)
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean - half_width, mean + half_width) == pytest.approx((low, high))
+    assert mean_interval([90.0])[0] == 90
+    assert math.isnan(mean_interval([90.0])[1])
+
+
+def test_p_is_of_a_paired_t_test():
+    a, b = [91.0, 93.5, 92.2], [90.0, 93.0, 91.0]
+    assert paired_p(np.subtract(a, b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert math.isnan(paired_p([1.0]))
+    assert paired_p([0.0, 0.0, 0.0]) == 1
+    assert paired_p([0.5, 0.5, 0.5]) == 0
+
+
+def test_holm_adjusts_for_the_number_of_comparisons():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    adjusted = holm([math.nan, 0.02, 0.5])
+    assert math.isnan(adjusted[0])
+    assert adjusted[1:] == pytest.approx([0.04, 0.5])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_verdicts():
+    assert verdict(1.0, 0.01) == "improves"
+    assert verdict(-1.0, 0.01) == "worse"
+    assert verdict(1.0, 0.051) == "no evidence"
+    assert verdict(1.0, math.nan) == "too few seeds"
+
+
+def record(method: str, seed: int, accuracy: float, exits: int = 1) -> dict:
+    result = {"accuracy": accuracy, "nll": 0.3, "ece": 0.05}
+    test = {"exits": [result] * exits} | ({"ensemble": result} if exits > 1 else {})
+    best = {"exits": [{**result, "accuracy": accuracy - 0.01}] * exits} | ({"ensemble": result} if exits > 1 else {})
+    return {
+        "model": "net_a",
+        "method": method,
+        "title": {"plain": "Plain", "byot": "BYOT 100% & more"}[method],
+        "seed": seed,
+        "sections": 4,
+        "test": {"last": test, "validation": best},
+        "history": {"epoch": [1, 2], "validation_accuracy": [0.5, accuracy], "training_accuracy": [0.6, 1.0]},
+        "weights_sha256": "0" * 64,
+        "validation_best_epoch": 2,
+        "cost": {
+            "parameters": 1000,
+            "training_flops": 2_000_000_000 * exits,
+            "teacher_training_flops": 0,
+            "inference_macs": [1_000_000 * (i + 1) for i in range(exits)],
+            "ensemble_macs": 5_000_000,
+        },
+    }
+
+
+RECORDS = [record("plain", s, a) for s, a in enumerate((0.90, 0.91, 0.92))] + [
+    record("byot", s, a, exits=4) for s, a in enumerate((0.94, 0.951, 0.962))
+]
+
+
+def test_the_accuracy_table_pairs_by_seed_and_judges():
+    table = tables.accuracy_table(RECORDS, "last", "plain").set_index("method")
+    assert table.loc["byot", "accuracy"] == pytest.approx(95.1)
+    assert table.loc["byot", "difference"] == pytest.approx(4.1)
+    assert table.loc["byot", "difference_half_width"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
+    assert table.loc["byot", "verdict"] == "improves"
+    assert table.loc["plain", "verdict"] == "control"
+    of_validation = tables.accuracy_table(RECORDS, "validation", "plain").set_index("method")
+    assert of_validation.loc["plain", "accuracy"] == pytest.approx(90.0)
+
+
+def test_a_missing_seed_is_left_out_of_the_pairs_and_counted():
+    table = tables.accuracy_table(RECORDS[:2] + RECORDS[3:], "last", "plain").set_index("method")
+    assert table.loc["plain", "n"] == 2
+    assert table.loc["byot", "difference"] == pytest.approx(4.05)
+
+
+def test_exits_and_cost():
+    exits = tables.exit_table(RECORDS, "last")
+    assert exits[exits.method == "plain"].exit.tolist() == ["4/4"]
+    assert exits[exits.method == "byot"].exit.tolist() == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
+    assert exits[exits.method == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
+    cost = tables.cost_table(RECORDS, tables.accuracy_table(RECORDS, "last", "plain"), "plain")
+    assert cost.relative_cost.tolist() == [1, 4]
+
+
+def test_latex_is_a_booktabs_tabular_with_the_best_in_bold_and_names_escaped():
+    table = tables.accuracy_table(RECORDS, "last", "plain")
+    text = tables.latex(tables.readable_accuracy(table, tables.bold_latex, r" \pm "), "accuracy")
+    for part in (
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"BYOT 100\% \& more",
+        r"$\mathbf{95.10 \pm ",
+    ):
+        assert part in text
+    assert text.count(r"\mathbf") == 1
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in rows}) == 1
+
+
+def test_metrics_hold_one_number_a_method_and_the_cost():
+    accuracy = tables.accuracy_table(RECORDS, "last", "plain")
+    cost = tables.cost_table(RECORDS, accuracy, "plain")
+    assert tables.metrics(accuracy, cost) == {"plain": 91.0, "byot": 95.1, "training_gflops": 30.0}
+
+
+def test_the_headline_says_what_the_verdicts_say():
+    text = headline(tables.accuracy_table(RECORDS, "last", "plain"))
+    assert text.startswith("Better than Plain: BYOT")
+    assert "3 seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("92.14 ± 1.66", 92.14),
+        ("+0.81 ± 1.49", 0.81),
+        ("-4.70", -4.7),
+        ("124,378", 124378.0),
+        ("1/4", 1.0),
+        ("Plain", "Plain"),
+        ("", ""),
+    ],
+)
+def test_a_cell_sorts_by_its_number(text, value):
+    assert sort_value(text) == value
+
+
+def test_figures_drawn_again_are_equal_to_the_byte(tiny_study, tmp_path):
+    for source in (tiny_study / "results/tables").glob("*.csv"):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / source.name).write_bytes(source.read_bytes())
+    draw_figures(tmp_path)
+    names = {f"{n}.{k}" for n in ("accuracy", "curves", "exits", "cost") for k in ("svg", "png")}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "figures" / name).read_bytes() == (tiny_study / "results/figures" / name).read_bytes(), name
+
+
+def test_rendered_tables_are_those_of_the_records(tiny_study):
+    runs = pd.read_csv(tiny_study / "results/tables/runs.csv")
+    assert len(runs) == 6
+    for row in runs.itertuples():
+        path = tiny_study / f"results/records/{row.model}/{row.method}/{row.seed}.json"
+        recorded = json.loads(path.read_text())
+        assert row.test_accuracy_last == pytest.approx(
+            100 * recorded["test"]["last"]["exits"][-1]["accuracy"], abs=1e-4
+        )
+    means = json.loads((tiny_study / "results/metrics.json").read_text())
+    for method, group in runs.groupby("method"):
+        assert means[method] == pytest.approx(group.test_accuracy.mean(), abs=0.006)

@@ -1,0 +1,245 @@
+"""The engine: the same bits again, the phases and teachers that methods ask for, honest selection and cost."""
+
+import math
+import types
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from selfdistill import methods
+from selfdistill.config import Recipe
+from selfdistill.data.prepared import Dataset
+from selfdistill.models.trained import build
+from selfdistill.training import cost, engine
+from selfdistill.training.augment import random_crop, random_flip
+from selfdistill.training.optimiser import SGD
+from selfdistill.training.schedule import learning_rate
+
+FORM = {"name": "resnet10-slim", "channels": 1, "classes": 4, "size": [8, 8], "exits": False}
+DATASET = Dataset("made", ["a", "b", "c", "d"], 1, (8, 8), [0.5], [0.3], {})
+RECIPE = Recipe(
+    epochs=3,
+    batch_size=8,
+    learning_rate=0.05,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    schedule="cosine",
+    milestones=[],
+    decay=0.1,
+    warmup_epochs=1,
+    crop_padding=1,
+    flip=True,
+    device="cpu",
+    threads=1,
+    determinism="strict",
+)
+
+
+def made_split(count: int, seed: int) -> engine.Split:
+    """Images whose bright quarter is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for i, label in enumerate(labels.tolist()):
+        images[i, :, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 120
+    return engine.Split(images, labels)
+
+
+def train(name: str, seed: int = 0, **changes) -> engine.Trained:
+    method = methods.load(name)()
+    recipe = RECIPE.model_copy(update=changes)
+    form = {**FORM, "exits": "exits" in method.needs}
+    teacher = engine.frozen(build(FORM, 7)) if "teacher" in method.needs else None
+    return engine.train(
+        method,
+        lambda s: build(form, s),
+        DATASET,
+        made_split(28, 1),
+        made_split(16, 2),
+        recipe,
+        seed=seed,
+        teacher=teacher,
+    )
+
+
+def bits(trained: engine.Trained) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in trained.last.state_dict().values())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_seed_gives_the_same_bits_again(name):
+    first, second = train(name), train(name)
+    assert bits(first) == bits(second)
+    assert first.history == second.history
+    assert first.best_epoch == second.best_epoch
+
+
+def test_another_seed_gives_other_bits():
+    assert bits(train("plain", seed=0)) != bits(train("plain", seed=1))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_history_names_every_term_and_they_add_up(name):
+    history = train(name).history
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    other = {
+        "epoch",
+        "phase",
+        "learning_rate",
+        "loss",
+        "training_accuracy",
+        "validation_accuracy",
+        "rectified_share",
+    }
+    for row in history:
+        terms = {k: v for k, v in row.items() if k not in other}
+        assert terms
+        assert sum(terms.values()) == pytest.approx(row["loss"], rel=1e-5)
+
+
+def test_methods_of_one_seed_start_from_one_backbone():
+    plain = build(FORM, 3)
+    with_exits = build({**FORM, "exits": True}, 3)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, with_exits.state_dict()[name]), name
+
+
+def test_a_restart_begins_from_fresh_weights_and_learns_from_the_frozen_first_stage():
+    seeds, teachers = [], []
+
+    class Spy(methods.load("srdl"), about=methods.about("srdl")):
+        def terms(self, step):
+            teachers.append(step.teacher)
+            return super().terms(step)
+
+    def build_and_note(seed):
+        seeds.append(seed)
+        return build(FORM, seed)
+
+    engine.train(Spy(), build_and_note, DATASET, made_split(28, 1), made_split(16, 2), RECIPE, seed=0)
+    assert len(set(seeds)) == 2
+    steps = math.ceil(28 / 8)
+    assert [t is None for t in teachers] == [True] * 2 * steps + [False] * steps
+    assert not teachers[-1].logits[0].requires_grad
+
+
+def test_the_validation_best_is_the_first_of_the_highest_validation_accuracies():
+    trained = train("plain", epochs=6)
+    accuracies = [row["validation_accuracy"] for row in trained.history]
+    assert trained.best_epoch == accuracies.index(max(accuracies)) + 1
+    network = build(FORM, 0)
+    network.load_state_dict(trained.validation_best)
+    assert engine.accuracy_of(network, DATASET, made_split(16, 2)) == max(accuracies)
+
+
+def test_a_network_that_a_restart_throws_away_is_never_the_best():
+    assert train("srdl", epochs=6).best_epoch > 3
+
+
+def test_training_learns():
+    assert train("plain", epochs=40, flip=False).history[-1]["validation_accuracy"] > 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_with_term_epoch_and_step():
+    class Broken(methods.load("plain"), about=methods.about("plain")):
+        calls = 0
+
+        def terms(self, step):
+            Broken.calls += 1
+            terms = super().terms(step)
+            return {**terms, "extra": terms["cross_entropy"] * (math.nan if Broken.calls >= 6 else 0.0)}
+
+    with pytest.raises(engine.NonFiniteLossError, match="'extra' is not finite at epoch 2, step 2"):
+        engine.train(Broken(), lambda s: build(FORM, s), DATASET, made_split(28, 1), made_split(16, 2), RECIPE, seed=0)
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_flops_are_those_of_torchs_counter(exits):
+    network, teacher = build({**FORM, "exits": exits}, 0), engine.frozen(build(FORM, 1))
+    images = torch.randn(5, 1, 8, 8)
+
+    def loss():
+        with torch.no_grad():
+            taught = teacher(images)
+        return sum(z.square().mean() for z in network(images).logits) + taught.logits[-1].mean()
+
+    with cost.counted_flops(network, teacher) as ours:
+        loss().backward()
+    with FlopCounterMode(display=False) as theirs:
+        loss().backward()
+    assert ours.total == theirs.get_total_flops() > 0
+
+
+def test_stopping_at_an_exit_costs_less_and_gives_the_same_logits():
+    network = build({**FORM, "exits": True}, 0).eval()
+    macs, together = cost.inference_macs(network, (1, 8, 8))
+    assert macs == sorted(macs)
+    assert len(macs) == 4
+    assert together > macs[-1]
+    images = torch.randn(3, 1, 8, 8)
+    for i, logits in enumerate(network(images).logits):
+        assert torch.equal(network.until(images, i), logits)
+
+
+def test_our_sgd_is_torchs():
+    networks = [build(FORM, 5) for _ in range(2)]
+    ours = SGD(networks[0], momentum=0.9, nesterov=True, weight_decay=5e-4)
+    theirs = torch.optim.SGD(networks[1].parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(5):
+        for network in networks:
+            network.zero_grad()
+            network(images).logits[-1].square().mean().backward()
+        ours.step(0.1 / (step + 1))
+        theirs.param_groups[0]["lr"] = 0.1 / (step + 1)
+        theirs.step()
+    for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_warms_up_and_decays():
+    cosine = {"peak": 0.1, "schedule": "cosine", "warmup": 0.2, "milestones": [], "decay": 0.1}
+    assert learning_rate(0.0, **cosine) == 0
+    assert learning_rate(0.1, **cosine) == pytest.approx(0.05)
+    assert learning_rate(0.2, **cosine) == pytest.approx(0.1)
+    assert learning_rate(0.6, **cosine) == pytest.approx(0.05)
+    assert learning_rate(0.9999, **cosine) < 1e-6
+    steps = {**cosine, "schedule": "steps", "milestones": [0.5, 0.75], "decay": 0.2}
+    assert [learning_rate(p, **steps) for p in (0.3, 0.5, 0.8)] == pytest.approx([0.1, 0.02, 0.004])
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(50, 2, 1, 1)
+    crops = random_crop(images, 2, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0], [2] * 4)
+    windows = {padded[:, y : y + 8, x : x + 8].numpy().tobytes() for y in range(5) for x in range(5)}
+    seen = {crop.numpy().tobytes() for crop in crops}
+    assert seen <= windows
+    assert len(seen) > 10
+    assert random_crop(images, 0, torch.Generator()) is images
+
+
+def test_flips_mirror_about_half_of_the_images():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(400, 1, 1, 1)
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped == images.flip(3)).all(dim=(1, 2, 3))
+    assert ((flipped == images).all(dim=(1, 2, 3)) | mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_levels_of_determinism_set_what_they_say(monkeypatch):
+    from selfdistill.training import determinism
+
+    monkeypatch.setattr(determinism.os, "environ", {})
+    determinism.prepare_environment("portable", 1)
+    assert determinism.os.environ["MKL_CBWR"] == "COMPATIBLE"
+    assert determinism.os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    try:
+        for level, strict in (("off", False), ("seeded", False), ("strict", True), ("portable", True)):
+            recipe = types.SimpleNamespace(determinism=level, threads=1, device="cpu")
+            assert determinism.apply(recipe) == "cpu"
+            assert torch.are_deterministic_algorithms_enabled() == strict
+    finally:
+        torch.use_deterministic_algorithms(False)
