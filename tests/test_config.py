@@ -61,7 +61,7 @@ BROKEN = [
     ("dataset", "digit", "did you mean 'digits'"),
     ("dataset", None, "null"),
     ("models", [], "at least 1"),
-    ("models", ["resnet18"], "is no network"),
+    ("models", ["resnet81"], "is no network"),
     ("models", "resnet10-slim", "list"),
     ("models", ["resnet10-slim", "resnet10-slim"], "twice"),
     ("methods", ["plain", "byott"], "did you mean 'byot'"),

@@ -1,20 +1,27 @@
 """Data: nothing unverified is kept, every way of fetching gives the same bytes, splits are what they say."""
 
+import copy
 import gzip
 import hashlib
 import http.server
+import io
 import json
+import pickle
 import struct
+import tarfile
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
-from selfdistill.config import DataEntry
+from selfdistill.config import ConfigError, DataEntry, read_catalogue
+from selfdistill.data import cifar
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
-from selfdistill.data.prepare import prepare
+from selfdistill.data.prepare import moments, prepare
 
 RNG = np.random.default_rng(0)
 IMAGES = {
@@ -54,7 +61,7 @@ def entry(*sources: str) -> DataEntry:
                     "name": f"{name}.gz",
                     "bytes": len(gzip.compress(content, mtime=0)),
                     "sha256": sha256(gzip.compress(content, mtime=0)),
-                    "unpacked": {"name": f"Made/raw/{name}", "sha256": sha256(content)},
+                    "unpacked": [{"name": f"Made/raw/{name}", "bytes": len(content), "sha256": sha256(content)}],
                     "sources": list(sources) or ["http://127.0.0.1:9/"],
                 }
                 for name, content in FILES.items()
@@ -150,6 +157,279 @@ def test_a_published_test_split_is_kept_whole(server, tmp_path):
     train = load_file(tmp_path / "prepared/made/training/train.safetensors")
     np.testing.assert_array_equal(train["images"][:, 0], IMAGES["train"][train["indices"]])
     assert np.bincount(train["labels"]).tolist() == [6, 6, 6, 6]
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2 wrote, as CIFAR's files are: bytes as its strings, NumPy under its old name."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, content):
+        content = content if isinstance(content, bytes) else content.encode()
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(content)
+
+    dispatch[bytes] = dispatch[str] = save_string
+
+
+def python2_pickle(content) -> bytes:
+    buffer = io.BytesIO()
+    Python2Pickler(buffer, protocol=2).dump(content)
+    return buffer.getvalue().replace(b"numpy._core", b"numpy.core")
+
+
+def cifar_split(count: int) -> dict:
+    return {
+        "filenames": [f"{i}.png" for i in range(count)],
+        "fine_labels": [i % 4 for i in range(count)],
+        "coarse_labels": [i % 2 for i in range(count)],
+        "data": RNG.integers(0, 256, (count, 3 * 32 * 32), dtype=np.uint8),
+    }
+
+
+CIFAR = {"train": cifar_split(60), "test": cifar_split(20), "meta": {"fine_label_names": ["a", "b", "c", "d"]}}
+CIFAR_FILES = {name: python2_pickle(content) for name, content in CIFAR.items()}
+
+
+def member(name: str, content: bytes = b"", size: int | None = None, **header) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content) if size is None else size
+    for key, value in header.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], end: bool = True) -> bytes:
+    blocks = [info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % 512) for info, content in members]
+    return b"".join(blocks) + bytes(1024 * end)
+
+
+def cifar_members(**changed) -> list[tuple[tarfile.TarInfo, bytes]]:
+    files = {**CIFAR_FILES, **changed}
+    return [member(f"cifar-100-python/{name}", content) for name, content in files.items() if content is not None]
+
+
+def cifar_entry(archive: bytes, **changes) -> DataEntry:
+    """A small made CIFAR-100, of which this is the published archive."""
+    content = entry().model_dump() | {"reader": "cifar", "split": {"train": 40, "validation": 20, "seed": 0}} | changes
+    content["files"] = [
+        {
+            "name": "made.tar.gz",
+            "bytes": len(archive),
+            "sha256": sha256(archive),
+            "unpacked": [
+                {"name": f"cifar-100-python/{name}", "bytes": len(content), "sha256": sha256(content)}
+                for name, content in CIFAR_FILES.items()
+            ],
+            "sources": ["http://127.0.0.1:9/"],
+        }
+    ]
+    return DataEntry.model_validate(content)
+
+
+CIFAR_ARCHIVE = gzip.compress(tar(*cifar_members()), mtime=0)
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    folder = tmp_path / "mirror"
+    (folder / "cifar-100-python").mkdir(parents=True)
+    monkeypatch.setenv(MIRROR, str(folder))
+    return folder
+
+
+def test_a_tar_and_its_unpacked_members_give_the_same_bytes(mirror, tmp_path):
+    (mirror / "made.tar.gz").write_bytes(CIFAR_ARCHIVE)
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "from archive")
+    (mirror / "made.tar.gz").unlink()
+    for name, content in CIFAR_FILES.items():
+        (mirror / "cifar-100-python" / name).write_bytes(content)
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "from members")
+    assert fetched(tmp_path / "from archive/made") == fetched(tmp_path / "from members/made") == CIFAR_FILES
+
+
+def test_what_is_fetched_is_not_asked_for_again_and_what_is_damaged_is_mended(mirror, tmp_path):
+    (mirror / "made.tar.gz").write_bytes(CIFAR_ARCHIVE)
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+    (tmp_path / "raw/made/test").write_bytes(b"damaged")
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+    assert fetched(tmp_path / "raw/made") == CIFAR_FILES
+    (mirror / "made.tar.gz").unlink()
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+
+
+def test_cifar_is_read_with_fine_labels_and_planes_in_order(mirror, tmp_path):
+    (mirror / "made.tar.gz").write_bytes(CIFAR_ARCHIVE)
+    fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+    description = prepare("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw", tmp_path / "prepared")
+    assert (description["channels"], description["size"]) == (3, [32, 32])
+    for split, part, folder in (
+        ("train", "train", "training"),
+        ("train", "validation", "training"),
+        ("test", "test", "test"),
+    ):
+        packed = load_file(tmp_path / f"prepared/made/{folder}/{part}.safetensors")
+        assert packed["images"].shape[1:] == (3, 32, 32)
+        pixels = packed["images"].reshape(len(packed["images"]), -1)
+        np.testing.assert_array_equal(pixels, CIFAR[split]["data"][packed["indices"]])
+        np.testing.assert_array_equal(packed["labels"], np.array(CIFAR[split]["fine_labels"])[packed["indices"]])
+        assert np.bincount(packed["labels"]).tolist() == [len(packed["labels"]) // 4] * 4
+    with pytest.raises(ValueError, match="not those of the files"):
+        prepare("made", cifar_entry(CIFAR_ARCHIVE, classes=["a", "c", "b", "d"]), tmp_path / "raw", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
+UNUSABLE = {
+    "a member is missing": tar(*cifar_members(test=None)),
+    "under another path": tar(*cifar_members(test=None), member("../cifar-100-python/test", CIFAR_FILES["test"])),
+    "under an absolute path": tar(*cifar_members(test=None), member("/cifar-100-python/test", CIFAR_FILES["test"])),
+    "a symbolic link": tar(*cifar_members(test=None), member("cifar-100-python/test", **LINK)),
+    "a hard link": tar(*cifar_members(test=None), member("cifar-100-python/test", **LINK | {"type": tarfile.LNKTYPE})),
+    "a device": tar(*cifar_members(test=None), member("cifar-100-python/test", type=tarfile.CHRTYPE)),
+    "a folder": tar(*cifar_members(test=None), member("cifar-100-python/test", type=tarfile.DIRTYPE)),
+    "other bytes": tar(*cifar_members(test=CIFAR_FILES["test"][::-1])),
+    "one byte more": tar(*cifar_members(test=CIFAR_FILES["test"] + b".")),
+    "one byte less": tar(*cifar_members(test=CIFAR_FILES["test"][:-1])),
+    "a replacement that comes first": tar(*cifar_members(train=CIFAR_FILES["train"][::-1]), *cifar_members()),
+    "a bomb": tar(member("bomb", bytes(2**23)), *cifar_members()),
+    "a bomb of headers": tar(member("long", bytes(2**23), type=tarfile.GNUTYPE_LONGNAME), *cifar_members()),
+    "a claim of 2^62 bytes": tar(member("huge", size=2**62), *cifar_members()),
+    "a long chain of names": tar(*[member("long", b"x", type=tarfile.GNUTYPE_LONGNAME)] * 1500, *cifar_members()),
+    "cut in a member": tar(*cifar_members())[:-5000],
+    "cut before a member": tar(*cifar_members(test=None, meta=None), end=False),
+    "no tar": b"<html>moved</html>" * 1000,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", UNUSABLE.values(), ids=list(UNUSABLE))
+def test_a_tar_that_does_not_hold_what_the_catalogue_says_leaves_nothing_behind(content, mirror, tmp_path):
+    """Even where the archive has the hash that the catalogue gives."""
+    archive = gzip.compress(content, mtime=0)
+    (mirror / "made.tar.gz").write_bytes(archive)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FetchError, match=r"made: made.tar.gz cannot be unpacked \(.+\); correct its entry") as error:
+        fetch("made", cifar_entry(archive), tmp_path / "raw")
+    assert len(str(error.value).splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("archive", [CIFAR_ARCHIVE[:-2000], CIFAR_ARCHIVE[:-6] + b"\0" * 6, tar(*cifar_members())])
+def test_a_gzip_file_that_is_cut_or_false_leaves_nothing_behind(archive, mirror, tmp_path):
+    (mirror / "made.tar.gz").write_bytes(archive)
+    with pytest.raises(FetchError, match=r"made.tar.gz: SHA-256 \w+, expected"):
+        fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+    cut = gzip.compress(tar(*cifar_members()), mtime=0)[:-20000]
+    (mirror / "made.tar.gz").write_bytes(cut)
+    with pytest.raises(FetchError, match="cannot be unpacked"):
+        fetch("made", cifar_entry(cut), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_wrong_member_in_the_mirror_is_refused_by_name(mirror, tmp_path):
+    for name, content in (CIFAR_FILES | {"meta": b"\x80\x02N."}).items():
+        (mirror / "cifar-100-python" / name).write_bytes(content)
+    with pytest.raises(FetchError, match=r"cifar-100-python/meta: SHA-256 \w+, expected"):
+        fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_what_else_lies_in_a_tar_has_no_effect(mirror, tmp_path):
+    others = [
+        member("../../outside", b"x"),
+        member("/tmp/outside", b"x"),
+        member("cifar-100-python", type=tarfile.SYMTYPE, linkname=str(mirror)),
+        member("cifar-100-python/file.txt~", b"x"),
+    ]
+    archive = gzip.compress(tar(*others, *cifar_members()), mtime=0)
+    (mirror / "made.tar.gz").write_bytes(archive)
+    fetch("made", cifar_entry(archive), tmp_path / "raw")
+    assert fetched(tmp_path / "raw") == CIFAR_FILES
+    assert {p.name for p in tmp_path.iterdir()} == {"mirror", "raw"}
+    assert [p.name for p in mirror.iterdir() if p.is_file()] == ["made.tar.gz"]
+
+
+def test_a_gzip_file_of_more_than_the_declared_bytes_is_refused(tmp_path, monkeypatch):
+    bomb = gzip.compress(bytes(2**24), mtime=0)
+    content = entry().model_dump()
+    content["files"] = [content["files"][0] | {"bytes": len(bomb), "sha256": sha256(bomb)}]
+    (tmp_path / content["files"][0]["name"]).write_bytes(bomb)
+    monkeypatch.setenv(MIRROR, str(tmp_path))
+    with pytest.raises(FetchError, match="cannot be unpacked"):
+        fetch("made", DataEntry.model_validate(content), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+class Harmful:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    (tmp_path / "train").write_bytes(pickle.dumps({"data": Harmful(tmp_path / "made")}, protocol=2))
+    with pytest.raises(ValueError, match=r"posix.mkdir, which an array does not need"):
+        cifar.read(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"c__builtin__\neval\n(S'1'\ntR.",
+        b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.",
+        b"cnumpy\nndarray.tofile\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x07ndarray\x8c\x00\x93.",
+        CIFAR_FILES["train"][:-100],
+        b"",
+    ],
+)
+def test_a_pickle_of_anything_but_arrays_is_refused(content, tmp_path):
+    (tmp_path / "meta").write_bytes(content)
+    with pytest.raises(ValueError, match="not the published pickle"):
+        cifar.classes(tmp_path)
+
+
+def test_the_moments_are_those_of_the_pixels():
+    images = RNG.integers(0, 256, (50, 3, 7, 5), dtype=np.uint8)
+    images[:, 2] = 255
+    mean, std = moments(images)
+    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"name": "../outside"}, "files[0].unpacked[0].name"),
+        ({"name": "/etc/passwd"}, "files[0].unpacked[0].name"),
+        ({"name": "a/../../b"}, "files[0].unpacked[0].name"),
+        ({"bytes": 0}, "files[0].unpacked[0].bytes"),
+        ({"name": "elsewhere/test"}, "kept as 'test'"),
+        ("made.zip", "a .gz, .tar.gz or .tgz"),
+        ("made.gz", "3 files; allowed: one"),
+    ],
+)
+def test_a_catalogue_whose_archives_cannot_be_unpacked_is_refused(change, part, tmp_path):
+    content = copy.deepcopy(cifar_entry(CIFAR_ARCHIVE).model_dump())
+    (file,) = content["files"]
+    if isinstance(change, dict):
+        file["unpacked"][0] |= change
+    else:
+        file["name"] = change
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"datasets": {"made": content}}))
+    with pytest.raises(ConfigError) as error:
+        read_catalogue(tmp_path / "params.yaml")
+    assert f"{tmp_path / 'params.yaml'}: datasets.made.files" in str(error.value)
+    assert part in str(error.value)
 
 
 @pytest.mark.parametrize("place", [".", "data", "studies/fashion-mnist"])

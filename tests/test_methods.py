@@ -11,11 +11,15 @@ import torch
 
 from selfdistill import methods
 from selfdistill.methods.byot import byot_terms
+from selfdistill.methods.cskd import cskd_terms
+from selfdistill.methods.ddgsd import ddgsd_terms
 from selfdistill.methods.drkd import drkd_terms, rectify
+from selfdistill.methods.pskd import progressive_cross_entropy
 from selfdistill.methods.sd import descriptors, emd_l2
 from selfdistill.methods.srdl import referenced_terms
 from selfdistill.models import build
-from selfdistill.training.losses import softened_kl
+from selfdistill.models.sections import Outputs
+from selfdistill.training.losses import mixed_cross_entropy, smoothed_cross_entropy, softened_kl
 from selfdistill.training.method import Step
 
 N, K, D = 6, 5, 7
@@ -159,6 +163,53 @@ def test_emd_moves_the_shallow_features_alone(draw):
     assert deep.grad is None
 
 
+def test_cskd_by_hand(draw, targets):
+    z, pair = draw(N, K), draw(N, K)
+    terms = cskd_terms(z, pair, targets, temperature=4.0, weight=0.5)
+    assert terms["cross_entropy"].item() == pytest.approx(cross_entropy(z.numpy(), targets.numpy()), rel=1e-12)
+    assert terms["class_wise"].item() == pytest.approx(0.5 * 16 * kl(pair.numpy(), z.numpy(), 4.0), rel=1e-12)
+
+
+def test_pskd_is_cross_entropy_with_the_softened_target(draw, targets):
+    z, past = draw(N, K), draw(N, K)
+    target = 0.7 * np.eye(K)[targets] + 0.3 * softmax(past.numpy())
+    expected = -(target * np.log(softmax(z.numpy()))).sum(axis=1).mean()
+    assert progressive_cross_entropy(z, past, targets, 0.3).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_pskd_trusts_the_past_more_and_more():
+    method = methods.load("pskd")(alpha=0.8)
+    method.phases(4)
+    z, past = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 9.0]])
+    output = Outputs([z], [z], [z])
+    shares = []
+    for epoch in range(4):
+        step = Step(z, torch.tensor([0]), output, None, torch.tensor(epoch / 4), past=past)
+        loss = method.terms(step)["cross_entropy"].item()
+        hard, soft = (progressive_cross_entropy(z, past, step.targets, s).item() for s in (0.0, 1.0))
+        shares.append((loss - hard) / (soft - hard))
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8], rel=1e-5)
+
+
+def test_ddgsd_by_hand(draw, targets):
+    a, b, f, g = draw(N, K), draw(N, K), draw(N, D), draw(N, D)
+    terms = ddgsd_terms([a, b], f.mean(0) - g.mean(0), targets, temperature=3.0, weight=2.0, feature_weight=0.1)
+    a, b, f, g, y = a.numpy(), b.numpy(), f.numpy(), g.numpy(), targets.numpy()
+    assert terms["cross_entropy"].item() == pytest.approx((cross_entropy(a, y) + cross_entropy(b, y)) / 2, rel=1e-12)
+    assert terms["mutual"].item() == pytest.approx(18 * (kl(a, b, 3.0) + kl(b, a, 3.0)), rel=1e-12)
+    assert terms["features"].item() == pytest.approx(0.1 * ((f.mean(0) - g.mean(0)) ** 2).sum(), rel=1e-12)
+
+
+def test_mixed_and_smoothed_cross_entropy_by_hand(draw, targets):
+    z, other, share = draw(N, K), targets.flip(0), torch.linspace(0.1, 1, N, dtype=torch.float64)
+    log_p = np.log(softmax(z.numpy()))
+    rows = np.arange(N)
+    expected = -(share.numpy() * log_p[rows, targets] + (1 - share.numpy()) * log_p[rows, other]).mean()
+    assert mixed_cross_entropy(z, targets, other, share).item() == pytest.approx(expected, rel=1e-12)
+    theirs = torch.nn.functional.cross_entropy(z, targets, label_smoothing=0.3).item()
+    assert smoothed_cross_entropy(z, targets, 0.3).item() == pytest.approx(theirs, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_trains_a_network_by_hand(name):
     """One step in a bare loop lowers the method's own loss, and every term is a named finite scalar."""
@@ -168,10 +219,16 @@ def test_every_method_trains_a_network_by_hand(name):
     images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % K
     with torch.no_grad():
         teacher = network(images) if "teacher" in method.needs else None
+        teacher_of_pairs, past = network(images.flip(0)), torch.randn(20, K, generator=generator)
+    partners = labels.flip(0)
+    method.phases(10)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
 
     def step():
-        terms = method.terms(Step(images, labels, network(images), teacher, progress=0.5))
+        views = network(torch.cat([images, images.flip(3)])).chunks(2)
+        seen = Step(images, labels, views[0], teacher, torch.tensor(0.5), views, partner_targets=partners)
+        seen.pair, seen.past, seen.share = teacher_of_pairs, past, torch.full((20,), 0.7)
+        terms = method.terms(seen)
         assert all(re.fullmatch("[a-z_]+", n) and t.ndim == 0 and t.isfinite() for n, t in terms.items())
         return sum(terms.values())
 
@@ -185,7 +242,7 @@ def test_every_method_trains_a_network_by_hand(name):
 def test_every_method_says_what_it_is(name):
     about, card = methods.about(name), methods.card(name)
     assert {"class", "title", "name", "paper", "group", "needs", "hyper"} <= set(about)
-    assert set(about["needs"]) <= {"exits", "teacher"}
+    assert set(about["needs"]) <= {"exits", "teacher", "views", "pairs", "memory", "partners", "host"}
     for key, spec in about["hyper"].items():
         assert {"default", "meaning", "source"} <= set(spec), key
         assert "allowed" in spec or "choices" in spec or isinstance(spec["default"], bool)

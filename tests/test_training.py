@@ -5,67 +5,17 @@ import types
 
 import pytest
 import torch
+from made import DATASET, FORM, RECIPE, bits, made_images, made_split, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill import methods
-from selfdistill.config import Recipe
-from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import build
 from selfdistill.training import cost, engine
-from selfdistill.training.augment import random_crop, random_flip
+from selfdistill.training.augment import crop, cutmix, cutout, flip, mixup
 from selfdistill.training.optimiser import SGD
+from selfdistill.training.plan import draw_plan
 from selfdistill.training.schedule import learning_rate
-
-FORM = {"name": "resnet10-slim", "channels": 1, "classes": 4, "size": [8, 8], "exits": False}
-DATASET = Dataset("made", ["a", "b", "c", "d"], 1, (8, 8), [0.5], [0.3], {})
-RECIPE = Recipe(
-    epochs=3,
-    batch_size=8,
-    learning_rate=0.05,
-    momentum=0.9,
-    nesterov=True,
-    weight_decay=5e-4,
-    schedule="cosine",
-    milestones=[],
-    decay=0.1,
-    warmup_epochs=1,
-    crop_padding=1,
-    flip=True,
-    device="cpu",
-    threads=1,
-    determinism="strict",
-)
-
-
-def made_split(count: int, seed: int) -> engine.Split:
-    """Images whose bright quarter is the class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 4
-    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for i, label in enumerate(labels.tolist()):
-        images[i, :, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 120
-    return engine.Split(images, labels)
-
-
-def train(name: str, seed: int = 0, **changes) -> engine.Trained:
-    method = methods.load(name)()
-    recipe = RECIPE.model_copy(update=changes)
-    form = {**FORM, "exits": "exits" in method.needs}
-    teacher = engine.frozen(build(FORM, 7)) if "teacher" in method.needs else None
-    return engine.train(
-        method,
-        lambda s: build(form, s),
-        DATASET,
-        made_split(28, 1),
-        made_split(16, 2),
-        recipe,
-        seed=seed,
-        teacher=teacher,
-    )
-
-
-def bits(trained: engine.Trained) -> bytes:
-    return b"".join(t.numpy().tobytes() for t in trained.last.state_dict().values())
+from selfdistill.training.source import Resident
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -74,6 +24,33 @@ def test_a_seed_gives_the_same_bits_again(name):
     assert bits(first) == bits(second)
     assert first.history == second.history
     assert first.best_epoch == second.best_epoch
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_trains_in_bfloat16_with_losses_in_float32(name):
+    """The network computes in half precision, what a method sees and returns is whole."""
+    seen = []
+
+    class Spy(methods.load(name), about=methods.about(name)):
+        def terms(self, step):
+            terms = super().terms(step)
+            outputs = [*step.student.logits, *step.student.features, *step.student.maps, *terms.values()]
+            seen.extend(t.dtype for t in outputs)
+            return terms
+
+    half, whole = train(name, method=Spy(), precision="bfloat16"), train(name)
+    assert set(seen) == {torch.float32}
+    assert {t.dtype for t in half.last.parameters()} == {torch.float32}
+    first, other = half.history[0]["loss"], whole.history[0]["loss"]
+    assert first == pytest.approx(other, rel=0.05)
+    assert first != other
+
+
+def test_a_compiled_training_is_the_same_training():
+    """torch.compile sums in another order: equal to the eager loss in the first epoch but for rounding."""
+    eager, compiled = train("plain", epochs=1), train("plain", epochs=1, compile=True)
+    assert compiled.history[0]["loss"] == pytest.approx(eager.history[0]["loss"], rel=1e-4)
+    assert compiled.flops == eager.flops
 
 
 def test_another_seed_gives_other_bits():
@@ -118,7 +95,7 @@ def test_a_restart_begins_from_fresh_weights_and_learns_from_the_frozen_first_st
         seeds.append(seed)
         return build(FORM, seed)
 
-    engine.train(Spy(), build_and_note, DATASET, made_split(28, 1), made_split(16, 2), RECIPE, seed=0)
+    engine.train(Spy(), build_and_note, DATASET, Resident(*made_images(28, 1)), made_split(16, 2), RECIPE, seed=0)
     assert len(set(seeds)) == 2
     steps = math.ceil(28 / 8)
     assert [t is None for t in teachers] == [True] * 2 * steps + [False] * steps
@@ -152,7 +129,15 @@ def test_a_loss_that_is_not_finite_stops_with_term_epoch_and_step():
             return {**terms, "extra": terms["cross_entropy"] * (math.nan if Broken.calls >= 6 else 0.0)}
 
     with pytest.raises(engine.NonFiniteLossError, match="'extra' is not finite at epoch 2, step 2"):
-        engine.train(Broken(), lambda s: build(FORM, s), DATASET, made_split(28, 1), made_split(16, 2), RECIPE, seed=0)
+        engine.train(
+            Broken(),
+            lambda s: build(FORM, s),
+            DATASET,
+            Resident(*made_images(28, 1)),
+            made_split(16, 2),
+            RECIPE,
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize("exits", [False, True])
@@ -192,7 +177,7 @@ def test_our_sgd_is_torchs():
         for network in networks:
             network.zero_grad()
             network(images).logits[-1].square().mean().backward()
-        ours.step(0.1 / (step + 1))
+        ours.step(torch.tensor(0.1 / (step + 1)))
         theirs.param_groups[0]["lr"] = 0.1 / (step + 1)
         theirs.step()
     for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
@@ -212,21 +197,66 @@ def test_the_schedule_warms_up_and_decays():
 
 def test_crops_are_windows_of_the_padded_image():
     images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(50, 2, 1, 1)
-    crops = random_crop(images, 2, torch.Generator().manual_seed(0))
+    offsets = torch.randint(5, (50, 2), generator=torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images[0], [2] * 4)
-    windows = {padded[:, y : y + 8, x : x + 8].numpy().tobytes() for y in range(5) for x in range(5)}
-    seen = {crop.numpy().tobytes() for crop in crops}
-    assert seen <= windows
-    assert len(seen) > 10
-    assert random_crop(images, 0, torch.Generator()) is images
+    for (y, x), cropped in zip(offsets.tolist(), crop(images, 2, offsets), strict=True):
+        assert torch.equal(cropped, padded[:, y : y + 8, x : x + 8])
+    assert crop(images, 0, offsets) is images
 
 
-def test_flips_mirror_about_half_of_the_images():
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(400, 1, 1, 1)
-    flipped = random_flip(images, torch.Generator().manual_seed(0))
-    mirrored = (flipped == images.flip(3)).all(dim=(1, 2, 3))
-    assert ((flipped == images).all(dim=(1, 2, 3)) | mirrored).all()
-    assert 150 < mirrored.sum() < 250
+def test_flips_mirror_the_images_whose_coin_says_so():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(4, 1, 1, 1)
+    flipped = flip(images, torch.tensor([True, False, False, True]))
+    assert torch.equal(flipped, torch.stack([images[0].flip(2), images[1], images[2], images[3].flip(2)]))
+
+
+def test_cutout_blanks_a_square_clipped_at_the_border():
+    images = torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)
+    out = cutout(images, 4, torch.tensor([[0.5, 0.5], [0.0, 0.99]]))
+    expected = images.clone()
+    expected[0, :, 2:6, 2:6] = 0
+    expected[1, :, 0:2, 5:8] = 0
+    assert torch.equal(out, expected)
+    assert cutout(images, 0, torch.zeros(2, 2)) is images
+
+
+def test_mixup_and_cutmix_keep_the_share_they_return():
+    mine, theirs = torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    share = torch.tensor([0.75, 0.3])
+    assert torch.allclose(mixup(mine, theirs, share).mean(dim=(1, 2, 3)), share)
+    mixed, kept = cutmix(mine, theirs, share, torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
+    assert torch.allclose(mixed.mean(dim=(1, 2, 3)), kept)
+    assert kept[0] == 0.75  # a box of 4 x 4 in 8 x 8
+    assert kept[1] > 0.3  # clipped by the corner
+
+
+def plan(**changes):
+    labels = torch.arange(23) % 3
+    wanted = {"seed": 1, "epoch": 4, "batch_size": 8, "crop_padding": 2, **changes}
+    return labels, draw_plan(labels, **wanted)
+
+
+def test_an_epochs_plan_depends_on_seed_and_epoch_alone():
+    _, first = plan()
+    for name, same in (("batch_size", 5), ("views", 2), ("pairs", True), ("mixing", 0.5)):
+        _, other = plan(**{name: same})
+        assert all(torch.equal(v, other["main"][k]) for k, v in first["main"].items()), name
+    for changes in ({"seed": 2}, {"epoch": 5}):
+        assert not torch.equal(plan(**changes)[1]["main"]["image"], first["main"]["image"])
+    assert sorted(first["main"]["image"].tolist()) == list(range(23))
+
+
+def test_pairs_are_other_images_of_the_class_and_partners_are_of_the_batch():
+    labels, drawn = plan(pairs=True, mixing=1.0, views=2)
+    main, pair, partner = drawn["main"], drawn["pair"], drawn["partner"]
+    assert torch.equal(labels[pair["image"]], labels[main["image"]])
+    assert (pair["image"] != main["image"]).all()
+    for start in range(0, 23, 8):
+        batch = slice(start, start + 8)
+        assert sorted(partner["image"][batch].tolist()) == sorted(main["image"][batch].tolist())
+        assert len(partner["share"][batch].unique()) == 1
+    assert torch.equal(drawn["view 1"]["image"], main["image"])
+    assert not torch.equal(drawn["view 1"]["offsets"], main["offsets"])
 
 
 def test_levels_of_determinism_set_what_they_say(monkeypatch):

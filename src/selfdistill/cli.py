@@ -5,11 +5,13 @@ Commands import what they need when they run: a check or a table does not wait f
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 from selfdistill import __version__
-from selfdistill.config import ConfigError, Study, read_catalogue, read_study, read_yaml
+from selfdistill.config import ConfigError, Recipe, Study, read_catalogue, read_study, read_yaml
 
 STUDY = Path("params.yaml")
 
@@ -81,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
         help="stage: train one network with one method from one seed",
         description="Train one cell of the study and write weights (last epoch, and best on validation), history "
         "and description to results/runs/MODEL/METHOD/SEED. The test split is not touched.",
-        epilog="Example: selfdistill train --model resnet10-slim --method byot --seed 0",
+        epilog="Example: selfdistill train --model resnet10-slim --method byot --seed 0. A run that was killed "
+        "goes on from its last checkpoint (in .work/checkpoints, or where SELFDISTILL_CHECKPOINTS says) when the "
+        "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
     )
     sub.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
     sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same model and seed, teaches")
@@ -116,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
         "needs nothing else.",
     )
 
+    add_records(command("records", None, *RECORDS))
+
     sub = command(
         "methods",
         show_methods,
@@ -142,6 +148,17 @@ def parser() -> argparse.ArgumentParser:
         "by themselves; before a bare `dvc repro` it is yours to do.",
     )
     sub = command(
+        "bench",
+        bench,
+        "how fast training is, against a bare loop and the ordinary one",
+        "Train on made images and compare, in turns within one run: this project's loop, a bare loop of the same "
+        "network on resident tensors (the floor), and PIL images through torchvision's transforms and a DataLoader. "
+        "Prints images a second, the share of a step beside forward, backward and update, achieved FLOP/s against "
+        "a measured matrix product, and peak memory.",
+        "Example: selfdistill bench --model resnet20 --batch 64 --switches --out docs/bench --name cpu",
+    )
+    add_bench_options(sub)
+    sub = command(
         "predict",
         predict,
         "classify image files with a trained network",
@@ -157,6 +174,79 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="machine-readable, with the probabilities of all classes")
     return top
+
+
+RECORDS = (
+    "runs made on another machine: pack, import, list",
+    "Carry runs between machines. `export` packs the records of this checkout's runs, with what each said of its "
+    "machine, into one file; `import` checks such files and adds their runs to this study, so that tables, figures "
+    "and page show them and name their hardware; `list` says what every cell rests on. A run of this checkout is "
+    "always shown before an imported one of the same cell.",
+    "Example: selfdistill records import runs.jsonl.gz && selfdistill tables && selfdistill figures && "
+    "selfdistill page",
+)
+
+
+def add_records(records: argparse.ArgumentParser) -> None:
+    """The sub-commands of `records`."""
+    actions = records.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, run, help: str, description: str, epilog: str | None = None):
+        sub = actions.add_parser(name, help=help, description=description, epilog=epilog)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = action(
+        "export",
+        export_records,
+        "pack the runs of this checkout",
+        "Pack every run of this checkout that is trained and evaluated into one file: its record, with all metrics "
+        "and the history, and what it said of its machine. Weights and predictions stay. Neither DVC nor Git is "
+        "needed.",
+        "Example: selfdistill records export runs.jsonl.gz",
+    )
+    sub.add_argument("file", type=Path, metavar="FILE", help="file to write, named .jsonl.gz")
+    sub = action(
+        "import",
+        import_records,
+        "check packed files and add their runs to this study",
+        "Check every entry of packed files against the study: cell, data set, hyper-parameters, recipe (but for the "
+        "keys that say where and how it is computed), metrics and hashes. A file with a fault is refused as a whole; "
+        "the others go to results/records/imported, which is kept in Git. Exit code 1 if one was refused.",
+        "Example: selfdistill records import gpu-1.jsonl.gz gpu-2.jsonl.gz",
+    )
+    sub.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files of `selfdistill records export`")
+    sub.add_argument("--replace", action="store_true", help="take the place of another imported run of the same cell")
+    sub = action(
+        "list",
+        list_records,
+        "what every cell of the study rests on",
+        "List the study's cells: whether the run shown is of this checkout (local) or imported, its hardware and "
+        "precision, its seconds and its weights' hash. `left out` is an imported run that no longer fits params.yaml.",
+    )
+    sub.add_argument("--json", action="store_true", help="machine-readable, with whole hashes")
+
+
+def add_bench_options(sub) -> None:
+    sub.add_argument(
+        "--model", nargs="+", default=["resnet20", "resnet10-slim"], help="networks (default: %(default)s)"
+    )
+    sub.add_argument("--method", default="plain", help="method (default: %(default)s)")
+    sub.add_argument("--size", type=int, default=32, help="height and width of the images (default: %(default)s)")
+    sub.add_argument("--channels", type=int, default=3, help="of the images (default: %(default)s)")
+    sub.add_argument("--classes", type=int, default=100, help="(default: %(default)s)")
+    sub.add_argument("--batch", type=int, default=64, help="images a step (default: %(default)s)")
+    sub.add_argument("--steps", type=int, default=30, help="steps a round (default: %(default)s)")
+    sub.add_argument("--rounds", type=int, default=7, help="rounds, each loop once in each (default: %(default)s)")
+    sub.add_argument("--workers", type=int, default=0, help="of the ordinary loop's DataLoader (default: %(default)s)")
+    sub.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto", help="(default: %(default)s)")
+    sub.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    sub.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="(default: %(default)s)")
+    sub.add_argument("--compile", action="store_true", help="with torch.compile")
+    sub.add_argument("--cuda-graphs", action="store_true", help="with CUDA graphs")
+    sub.add_argument("--switches", action="store_true", help="also measure each speed switch alone (first network)")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="also write NAME.json, .md, .svg and .png there")
+    sub.add_argument("--name", default="bench", help="of those files (default: %(default)s)")
 
 
 def catalogue_folder() -> Path:
@@ -211,36 +301,56 @@ def read_cell(options) -> Study:
     return study
 
 
-def train(options) -> None:
-    study = read_cell(options)
-    numerics(study)
-    from selfdistill.training.engine import NonFiniteLossError
-    from selfdistill.training.run import train_cell
+def train(options) -> int | None:
+    from selfdistill.training.interruption import RESUME_ME, Interrupted, Interruption
 
+    study = read_cell(options)
+    numerics(study, devices=study.recipe.processes)
+    if study.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+        from selfdistill.training.distributed import launch
+
+        return launch(study.recipe.processes, [sys.executable, *sys.argv])
     if (options.method in study.students) != (options.teacher is not None):
         raise UserError(
             f"{options.method} learns from a trained teacher: add --teacher {study.teacher}"
             if options.method in study.students
             else f"{options.method} has no teacher: leave --teacher out"
         )
-    try:
-        train_cell(study, model=options.model, method=options.method, seed=options.seed, teacher=options.teacher)
-    except NonFiniteLossError as error:
-        raise UserError(error) from None
+    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher")}
+    with Interruption() as interruption:  # before torch is loaded, which takes seconds
+        from selfdistill.data.prepared import CorruptImageError
+        from selfdistill.training.engine import NonFiniteLossError
+        from selfdistill.training.run import ResourceError, train_cell
+
+        try:
+            train_cell(study, interruption=interruption, **cell)
+        except (NonFiniteLossError, ResourceError, CorruptImageError) as error:
+            raise UserError(error) from None
+        except Interrupted as error:
+            print(f"selfdistill train: {error}", file=sys.stderr)
+            return RESUME_ME if error.signal == signal.SIGTERM else 130
+    return 0
 
 
 def evaluate(options) -> None:
     study = read_cell(options)
-    numerics(study)
+    numerics(study, devices=1)
     from selfdistill.evaluation.run import evaluate_method
 
     evaluate_method(study, model=options.model, method=options.method)
 
 
-def numerics(study: Study) -> None:
-    """What must be set before torch and NumPy are loaded."""
+def numerics(study: Study, devices: int = 0) -> None:
+    """What must be set before torch and NumPy are loaded; leases so many GPUs if the recipe uses any."""
     from selfdistill.training import determinism
 
+    if devices and study.recipe.device != "cpu":
+        from selfdistill import lease
+
+        try:
+            lease.acquire(devices)
+        except lease.LeaseError as error:
+            raise UserError(error) from None
     determinism.prepare_environment(study.recipe.determinism, study.recipe.threads)
 
 
@@ -271,6 +381,40 @@ def page(options) -> None:
 
     write_page(study, STUDY)
     print(f"the page: {(study.results / 'index.html').resolve()}")
+
+
+def export_records(options) -> None:
+    from selfdistill.reporting import transfer
+
+    try:
+        count = transfer.export_records(read_study(STUDY), options.file)
+    except transfer.TransferError as error:
+        raise UserError(error) from None
+    print(f"{options.file}: {count} runs")
+
+
+def import_records(options) -> int:
+    from selfdistill.reporting import transfer
+
+    outcomes = transfer.import_records(read_study(STUDY), options.files, options.replace)
+    for outcome in outcomes:
+        refused = outcome.state == "refused"
+        print(f"{outcome.state}: {outcome.text}", file=sys.stderr if refused else sys.stdout)
+    return int(any(outcome.state == "refused" for outcome in outcomes))
+
+
+def list_records(options) -> None:
+    from selfdistill.reporting.transfer import listing
+
+    rows = listing(read_study(STUDY))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        seconds = f"{row['seconds']:.1f} s" if "seconds" in row else ""
+        facts = (row.get("machine", ""), seconds, row.get("weights_sha256", "")[:16], row.get("misfit", ""))
+        cell = f"{row['model']}/{row['method']}/{row['seed']}"
+        print("\t".join([cell, row["state"], *facts]).rstrip())
 
 
 def show_methods(options) -> None:
@@ -309,6 +453,29 @@ def prune(options) -> None:
     study = read_study(STUDY)
     for path in prune_results(study, study.results):
         print(f"removed {path}")
+
+
+def bench(options) -> None:
+    from selfdistill.training import determinism
+
+    recipe = Recipe(
+        **{"epochs": 100_000, "batch_size": options.batch, "learning_rate": 0.01, "momentum": 0.9, "nesterov": True},
+        **{"weight_decay": 5e-4, "schedule": "cosine", "milestones": [], "decay": 0.1, "warmup_epochs": 0},
+        **{"crop_padding": 4, "flip": True, "device": options.device, "threads": options.threads},
+        **{"determinism": "off", "precision": options.precision, "compile": options.compile},
+        cuda_graphs=options.cuda_graphs,
+    )
+    determinism.prepare_environment(recipe.determinism, recipe.threads)
+    from selfdistill.benchmark import measure
+
+    shape = {key: getattr(options, key) for key in ("method", "size", "channels", "classes", "steps", "rounds")}
+    results = [measure.bench(recipe, model=model, workers=options.workers, **shape) for model in options.model]
+    print(f"{measure.sentence(results[0])}\n\n{measure.table(results)}")
+    found = measure.switches(recipe, model=options.model[0], **shape) if options.switches else []
+    if found:
+        print(measure.switch_table(found))
+    if options.out:
+        measure.write(options.out, options.name, results, found)
 
 
 def predict(options) -> None:

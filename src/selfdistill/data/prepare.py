@@ -7,6 +7,7 @@ of every split are kept in its file.
 
 import hashlib
 import json
+import math
 from importlib import import_module
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     apart, so that training does not even depend on the test images.  A split is a safetensors file:
     images uint8 N x C x H x W, labels int64 N, indices int64 N in the published order.  Returns what
     dataset.json says."""
-    published = import_module(f"selfdistill.data.{entry.reader}").read(raw / name)
+    reader = import_module(f"selfdistill.data.{entry.reader}")
+    if hasattr(reader, "classes") and reader.classes(raw / name) != entry.classes:
+        raise ValueError(f"{name}: the catalogue's `classes` are not those of the files, in their order; correct them")
+    published = reader.read(raw / name)
     known = len(entry.classes)
     found = max(int(labels.max()) + 1 for _, labels in published.values())
     if found > known:
@@ -34,7 +38,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         tensors = {"images": images, "labels": labels, "indices": indices}
         packed = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
         write_atomically(prepared / name / FOLDERS[part] / f"{part}.safetensors", packed)
-    training = splits["train"][0].astype(np.float64) / 255
+    training = splits["train"][0]
+    mean, std = moments(training)
     description = {
         "name": name,
         "title": entry.title,
@@ -43,8 +48,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         "size": list(training.shape[2:]),
         "counts": {part: len(labels) for part, (_, labels, _) in splits.items()},
         "split": entry.split.model_dump(),
-        "mean": np.round(training.mean(axis=(0, 2, 3)), 6).tolist(),
-        "std": np.round(training.std(axis=(0, 2, 3)), 6).tolist(),
+        "mean": np.round(mean, 6).tolist(),
+        "std": np.round(std, 6).tolist(),
         "pixels_sha256": {part: pixels_sha256(images, labels) for part, (images, labels, _) in splits.items()},
     }
     text = json.dumps(description, indent=1) + "\n"
@@ -59,7 +64,10 @@ def split(published: dict, train: int, validation: int, seed: int) -> dict:
     if spare < (0 if "test" in published else 1):
         raise ValueError(f"split: {train} + {validation} images asked for, {len(labels)} there")
     chosen, rest = train_test_split(np.arange(len(labels)), train_size=train, stratify=labels, random_state=seed)
-    held_out, rest = train_test_split(rest, train_size=validation, stratify=labels[rest], random_state=seed)
+    if spare:
+        held_out, rest = train_test_split(rest, train_size=validation, stratify=labels[rest], random_state=seed)
+    else:  # what a stratified draw leaves is stratified too
+        held_out = rest
     parts = {"train": np.sort(chosen), "validation": np.sort(held_out)}
     result = {part: (images[i], labels[i], i) for part, i in parts.items()}
     if "test" in published:
@@ -68,6 +76,19 @@ def split(published: dict, train: int, validation: int, seed: int) -> dict:
     rest = np.sort(rest)
     result["test"] = (images[rest], labels[rest], rest)
     return result
+
+
+def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation a channel, float64 C, of uint8 N x C x H x W as numbers from 0 to 1.
+
+    From sums of integers: exact, and in a quarter of the memory that a copy in float64 would take.
+    """
+    count = images.size // images.shape[1]
+    sums = images.sum(axis=(0, 2, 3), dtype=np.uint64).tolist()
+    squares = np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64).tolist()
+    mean = [s / (255 * count) for s in sums]
+    std = [math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(sums, squares, strict=True)]
+    return np.array(mean), np.array(std)
 
 
 def pixels_sha256(images: np.ndarray, labels: np.ndarray) -> str:

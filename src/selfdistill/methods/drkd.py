@@ -77,7 +77,7 @@ def drkd_terms(
 class DRKD(Method):
     def terms(self, step):
         teacher = step.teacher.logits[-1]
-        step.statistics["rectified_share"] = (teacher.argmax(dim=1) != step.targets).float().mean()
+        step.statistics["rectified_share"] = (teacher.argmax(dim=1) != step.targets).double().mean()
         return drkd_terms(
             step.student.logits[-1],
             teacher,

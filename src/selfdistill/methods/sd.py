@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from selfdistill.training.losses import smoothed_cross_entropy
 from selfdistill.training.method import Method
 
 ABOUT = {
@@ -18,7 +19,7 @@ ABOUT = {
     "name": "Self-Feature Regularization / Self Distillation",
     "paper": "2103.07350",
     "group": "the four papers",
-    "needs": [],
+    "needs": ["host"],
     "hyper": {
         "feature_weight": {
             "default": 1.0,
@@ -64,8 +65,9 @@ def emd_l2(shallow: Tensor, deep: Tensor) -> Tensor:
 class SD(Method):
     def terms(self, step):
         *shallow, deepest = step.student.maps
-        epsilon = self.smoothing * step.progress
         return {
-            "cross_entropy": F.cross_entropy(step.student.logits[-1], step.targets, label_smoothing=epsilon),
+            "cross_entropy": smoothed_cross_entropy(
+                step.student.logits[-1], step.targets, self.smoothing * step.progress
+            ),
             "local_features": self.feature_weight * sum(emd_l2(f, deepest) for f in shallow),
         }

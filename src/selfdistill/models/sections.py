@@ -21,6 +21,21 @@ class Outputs:
     features: list[Tensor]
     maps: list[Tensor]
 
+    def float(self) -> "Outputs":
+        """With half precisions as float32, in which losses are computed."""
+
+        def whole(tensor: Tensor) -> Tensor:
+            return tensor.float() if tensor.dtype.itemsize == 2 else tensor
+
+        return Outputs(*([whole(t) for t in part] for part in (self.logits, self.features, self.maps)))
+
+    def chunks(self, count: int) -> "list[Outputs]":
+        """The outputs of `count` batches of one size that went through the network together."""
+        if count == 1:
+            return [self]
+        parts = [[t.chunk(count) for t in part] for part in (self.logits, self.features, self.maps)]
+        return [Outputs(*([t[i] for t in part] for part in parts)) for i in range(count)]
+
 
 class Exit(nn.Module):
     """A shallow exit: a bottleneck that brings the map to the deepest one's shape, and a classifier.
@@ -31,7 +46,7 @@ class Exit(nn.Module):
     likeliest bottleneck of the conference paper.
     """
 
-    def __init__(self, shape: torch.Size, deepest: torch.Size, width: int, classes: int) -> None:
+    def __init__(self, shape: torch.Size, deepest: torch.Size, width: int, bias: bool, classes: int) -> None:
         super().__init__()
         k = max(shape[-1] // deepest[-1], 1)
         layers = []
@@ -40,7 +55,7 @@ class Exit(nn.Module):
             (width, width, k),
             (width, deepest[1], 1),
         ):
-            convolution = nn.Conv2d(inputs, outputs, size, size, bias=False)
+            convolution = nn.Conv2d(inputs, outputs, size, size, bias=bias)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.bottleneck = nn.Sequential(*layers)
@@ -51,19 +66,26 @@ class SectionedNetwork(nn.Module):
     """A backbone with `stem`, `sections` and `classifier`, and one exit a shallow section if wanted.
 
     exit_width: the width of the exits' bottlenecks; None for no exits but the deepest.
+    exit_bias: whether their convolutions have biases, which batch normalisation makes superfluous.
     The deepest exit is the backbone's own classifier, so that the network without its shallow exits
     is the plain backbone.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, input_shape: tuple[int, int, int], classes: int, exit_width: int | None
+        self,
+        backbone: nn.Module,
+        *,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        exit_width: int | None,
+        exit_bias: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.exits = nn.ModuleList()
         if exit_width is not None:
             shapes = self._map_shapes(input_shape)
-            self.exits.extend(Exit(s, shapes[-1], exit_width, classes) for s in shapes[:-1])
+            self.exits.extend(Exit(s, shapes[-1], exit_width, exit_bias, classes) for s in shapes[:-1])
 
     def _map_shapes(self, input_shape: tuple[int, int, int]) -> list[torch.Size]:
         """The shape of each section's map, found by a dry run that leaves the statistics alone."""

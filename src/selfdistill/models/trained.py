@@ -16,14 +16,15 @@ def run_folder(results: Path, model: str, method: str, seed: int) -> Path:
     return results / "runs" / model / method / str(seed)
 
 
-def build(form: dict, seed: int) -> SectionedNetwork:
+def build(form: dict, seed: int, channels_last: bool = True) -> SectionedNetwork:
     """A fresh network from its description, `network` in run.json.
 
-    Its weights lie channels-last, the order in which convolutions are fastest: 1.35 times the steps
-    a second on a CPU for resnet10-slim.
+    channels_last: the order of its weights in memory, in which convolutions are fastest; see
+    docs/performance.md.
     """
     arguments = {k: v for k, v in form.items() if k != "name"}
-    return models.build(form["name"], **arguments, seed=seed).to(memory_format=torch.channels_last)
+    network = models.build(form["name"], **arguments, seed=seed)
+    return network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def load_network(folder: Path, device: str = "cpu", weights: str = "weights") -> tuple[SectionedNetwork, dict]:
@@ -41,5 +42,6 @@ def load_network(folder: Path, device: str = "cpu", weights: str = "weights") ->
 def predict(network: SectionedNetwork, dataset: Dataset, images: Tensor, batch_size: int = 1000) -> Tensor:
     """Logits of every exit for uint8 images N x C x H x W, as exits x N x K floats."""
     network.eval()
-    batches = (torch.stack(network(dataset.normalise(b)).logits) for b in images.split(batch_size))
+    normalise = dataset.normaliser(images.device)
+    batches = (torch.stack(network(normalise(b)).logits).float() for b in images.split(batch_size))
     return torch.cat(list(batches), dim=1)

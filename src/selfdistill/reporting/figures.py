@@ -119,6 +119,9 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
 def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy against the whole training cost, a teacher's included."""
     table = tables["cost"].merge(tables["accuracy"][["method", "half_width"]], on="method")
+    table = table.dropna(subset="relative_cost")
+    if table.empty:  # a study in progress
+        ax.text(0.5, 0.5, "the control has not run", ha="center", va="center", transform=ax.transAxes)
     step = 0.02 * (table.relative_cost.max() - table.relative_cost.min() or 1)
     taken: dict[float, int] = {}
     for row in table.itertuples():
@@ -137,7 +140,8 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
     ax.set_xlabel("training FLOPs relative to the control, a teacher's included")
     ax.set_ylabel("test accuracy (%)")
     ax.set_title("Accuracy against training cost")
-    legend_beside(ax)
+    if len(table):
+        legend_beside(ax)
 
 
 def legend_beside(ax: Axes) -> None:

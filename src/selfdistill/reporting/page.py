@@ -12,7 +12,7 @@ import pandas as pd
 from selfdistill import methods
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
-from selfdistill.reporting.records import cells, read_hosts, read_records
+from selfdistill.reporting.records import cells, machine, read_records
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {
@@ -47,7 +47,9 @@ def write_page(study, params: Path) -> None:
         methods=[{"file": n, **methods.about(n)} for n in study.all_methods],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,
-        hosts=machines(read_hosts(study), records),
+        hardware=sortable(hardware_table(records)),
+        mixed=len({machine(r) for r in records if r["host"]}) > 1,
+        hosts=machines(records),
     )
     write_atomically(study.results / "index.html", page.encode())
 
@@ -55,6 +57,8 @@ def write_page(study, params: Path) -> None:
 def headline(accuracy: pd.DataFrame) -> str:
     """The result in a sentence."""
     judged = accuracy[accuracy.verdict != "control"]
+    if len(judged) == len(accuracy):
+        return "The control has not run yet: nothing is compared."
     control = accuracy[accuracy.verdict == "control"].title.iloc[0]
     words = {
         "improves": "better than",
@@ -66,9 +70,10 @@ def headline(accuracy: pd.DataFrame) -> str:
         for word, text in words.items()
         if (judged.verdict == word).any()
     ]
-    seeds = accuracy.n.min()
+    fewest, most = accuracy.n.min(), accuracy.n.max()
+    seeds = f"{most} seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
     sentence = "; ".join(parts) or "too few seeds for a verdict"
-    return f"{sentence[0].upper()}{sentence[1:]}. {seeds} seeds a method, 5 % error over all comparisons (Holm)."
+    return f"{sentence[0].upper()}{sentence[1:]}. {seeds} a method, 5 % error over all comparisons (Holm)."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:
@@ -97,23 +102,45 @@ def embedded(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def machines(hosts: list[dict], records: list[dict]) -> list[dict]:
-    """The machines that the runs name, each with its runs' number, dates and median seconds a method.
+def hardware_table(records: list[dict]) -> pd.DataFrame:
+    """One row a model and method: the hardware and precision of its runs, and what they took there."""
+    rows = []
+    for model, _, group in tables.by_method(records):
+        by_machine = {}
+        for record in sorted(group, key=machine):
+            by_machine.setdefault(machine(record), []).append(record["host"] or {})
+        hosts = list(by_machine.values())
+        row = {
+            "model": model,
+            "Method": group[0]["title"],
+            "Hardware": tables.in_words(map(machine, group)),
+            "Median seconds of a run": per_machine(hosts, "seconds", median, "{:.1f}"),
+            "Peak memory (MB)": per_machine(hosts, "peak_memory_mb", max, "{:,}"),
+            "Peak GPU memory (MB)": per_machine(hosts, "peak_device_memory_mb", max, "{:,}"),
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if not any(table["Peak GPU memory (MB)"]):
+        table = table.drop(columns="Peak GPU memory (MB)")
+    return table.rename(columns={"model": "Network"}) if table.model.nunique() > 1 else table.drop(columns="model")
 
-    A file that describes other weights than the record's is of another run and is left out.
-    """
-    weights = {(r["model"], r["method"], r["seed"]): r["weights_sha256"] for r in records}
-    current = [h for h in hosts if h["weights_sha256"] == weights.get((h["model"], h["method"], h["seed"]))]
 
-    def machine(host: dict) -> tuple:
+def per_machine(hosts: list[list[dict]], key: str, summary, form: str) -> str:
+    """A number for each machine of a row, in the order in which the row names them."""
+    values = [[h[key] for h in group if key in h] for group in hosts]
+    return "; ".join(form.format(summary(v)) if v else "-" for v in values) if any(values) else ""
+
+
+def machines(records: list[dict]) -> list[dict]:
+    """The machines that the runs name, each with its runs' number and dates."""
+    hosts = [r["host"] for r in records if r["host"]]
+
+    def identity(host: dict) -> tuple:
         return host["hardware"], host["system"], host["threads"], tuple(host["versions"].items())
 
     result = []
-    for (hardware, system, threads, versions), same in groupby(sorted(current, key=machine), key=machine):
+    for (hardware, system, threads, versions), same in groupby(sorted(hosts, key=identity), key=identity):
         group = list(same)
-        seconds: dict[str, list[float]] = {}
-        for host in group:
-            seconds.setdefault(host["method"], []).append(host["seconds"])
         result.append(
             {
                 "hardware": hardware,
@@ -122,8 +149,6 @@ def machines(hosts: list[dict], records: list[dict]) -> list[dict]:
                 "versions": dict(versions),
                 "runs": len(group),
                 "dates": sorted({h["date"] for h in group}),
-                "seconds": {method: median(values) for method, values in sorted(seconds.items())},
-                "peak_memory_mb": max(h["peak_memory_mb"] for h in group),
             }
         )
     return result

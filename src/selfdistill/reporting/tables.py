@@ -6,13 +6,15 @@ that plain training gives too, at the epoch that the study selects (last, or bes
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
 from selfdistill.files import write_atomically
-from selfdistill.reporting.records import read_records
+from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
@@ -50,7 +52,8 @@ def deepest(record: dict, selection: str) -> dict[str, float]:
 
 def accuracy_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
     """One row a model and method: mean and 95 % half-width over seeds, the difference to the control
-    paired by seed, its p adjusted over the methods of the model, and the verdict."""
+    paired by seed, its p adjusted over the methods of the model, and the verdict; where there are
+    imported runs, the hardware and precision of each."""
     rows = []
     for model, same in groupby(by_method(records), key=lambda g: g[0]):
         group = list(same)
@@ -81,7 +84,23 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
             row["p_holm"] = p
             row["verdict"] = "control" if row["method"] == control else verdict(row["difference"], p)
         rows += of_model
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if any(r.get("imported") for r in records):
+        table["hardware"] = [in_words(map(imported_machine, of_method)) for _, _, of_method in by_method(records)]
+    return table
+
+
+def imported_machine(record: dict) -> str:
+    """What computed an imported run; of a run of this checkout no table names the machine, which is
+    no input of its stage and would change tables in which nothing else changes."""
+    return machine(record) if record.get("imported") else "local"
+
+
+def in_words(machines: Iterable[str]) -> str:
+    """The machines of a row's runs, each with its number of seeds; `mixed` if there are several."""
+    counts = sorted(Counter(machines).items())
+    text = "; ".join(f"{name} ({n} seed{'s' if n > 1 else ''})" for name, n in counts)
+    return text if len(counts) == 1 else f"mixed: {text}"
 
 
 def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
@@ -140,8 +159,9 @@ def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.
 
 
 def run_table(records: list[dict], selection: str) -> pd.DataFrame:
-    """One row a run: test metrics of the deepest exit at both selections, and the weights' hash."""
-    return pd.DataFrame(
+    """One row a run: test metrics of the deepest exit at both selections, the weights' hash, and, where
+    there are imported runs, what computed them."""
+    table = pd.DataFrame(
         [
             {
                 "model": r["model"],
@@ -159,6 +179,9 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
             for r in records
         ]
     )
+    if any(r.get("imported") for r in records):
+        table["hardware"] = [imported_machine(r) for r in records]
+    return table
 
 
 def curve_table(records: list[dict]) -> pd.DataFrame:
@@ -235,6 +258,7 @@ def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFram
             ],
             "p (Holm)": ["" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows],
             "Verdict": table.verdict,
+            **({"Hardware": table.hardware} if "hardware" in table else {}),
         },
     )
 
@@ -265,7 +289,7 @@ def readable_cost(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
             "Parameters in training": [f"{p:,}" for p in table.parameters],
             "Training (GFLOPs)": [f"{g:.1f}" for g in table.training_gflops],
             "Teacher's training (GFLOPs)": [f"{g:.1f}" for g in table.teacher_gflops],
-            "Relative to control": [f"{c:.2f}" for c in table.relative_cost],
+            "Relative to control": ["" if math.isnan(c) else f"{c:.2f}" for c in table.relative_cost],
             "Inference (M MACs)": [f"{m:.2f}" for m in table.million_macs],
             "Test accuracy (%)": [f"{a:.2f}" for a in table.accuracy],
         },

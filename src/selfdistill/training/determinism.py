@@ -61,6 +61,10 @@ def apply(recipe) -> str:
     torch.set_deterministic_debug_mode("error" if strict else "default")
     torch.backends.cudnn.benchmark = recipe.determinism == "off"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not strict
-    if recipe.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return recipe.device
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        # one of several processes has the GPU of its number
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return device

@@ -8,17 +8,17 @@ import datetime
 import json
 import platform
 import resource
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from selfdistill.files import write_atomically
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "dvc", "snakemake")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "snakemake")
 
 
-def note(results: Path, record: dict, *, device: str, seconds: float, threads: int) -> None:
+def note(results: Path, record: dict, *, device: str, seconds: float, processes: int = 1) -> None:
     """Write `results/hosts/<model>/<method>/<seed>.json` unless it already describes these weights."""
     path = host_file(results, record["model"], record["method"], record["seed"])
     try:
@@ -31,12 +31,26 @@ def note(results: Path, record: dict, *, device: str, seconds: float, threads: i
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "threads": threads,
+        "threads": record["recipe"]["threads"],
+        "processes": processes,
         "hardware": hardware(device),
         "system": platform.platform(terse=True),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
     }
+    if device.startswith("cuda"):
+        entry["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
     write_atomically(path, (json.dumps(entry, indent=1) + "\n").encode())
+
+
+def installed(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those that are there; a GPU server may train without DVC and Snakemake."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def host_file(results: Path, model: str, method: str, seed: int) -> Path:

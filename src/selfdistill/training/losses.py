@@ -18,3 +18,17 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float, reduction:
         log_target=True,
     )
     return total / {"batchmean": student.shape[0], "mean": student.numel()}[reduction]
+
+
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, epsilon: Tensor | float) -> Tensor:
+    """(1 - epsilon) CE(z, y) + epsilon CE(z, uniform): label smoothing whose epsilon may be a tensor of no
+    dimension, which torch's own does not take and a CUDA graph needs."""
+    log_probabilities = F.log_softmax(logits, dim=1)
+    return (1 - epsilon) * F.nll_loss(log_probabilities, targets) - epsilon * log_probabilities.mean()
+
+
+def mixed_cross_entropy(logits: Tensor, targets: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """share CE(z, y) + (1 - share) CE(z, y') of blended images; share: N, of the label `targets`."""
+    own = F.cross_entropy(logits, targets, reduction="none")
+    other = F.cross_entropy(logits, partners, reduction="none")
+    return (share * own + (1 - share) * other).mean()

@@ -10,26 +10,33 @@ from torch.optim.sgd import sgd
 
 
 class SGD:
-    """Momentum buffers of a network's parameters, and the step."""
+    """Momentum buffers of a network's parameters, and the step.
+
+    The buffers are there, and zero, from the beginning, so that a checkpoint and a CUDA graph always
+    find them: 0 x momentum + gradient is what torch's own first step begins with.
+    """
 
     def __init__(self, network: nn.Module, *, momentum: float, nesterov: bool, weight_decay: float) -> None:
         self.parameters = list(network.parameters())
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self.buffers: list[Tensor | None] = [None] * len(self.parameters)
+        self.buffers = [torch.zeros_like(p) for p in self.parameters]
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """One step on the gradients as they are; a parameter without gradient stays."""
+    def step(self, learning_rate: Tensor) -> None:
+        """One step on the gradients as they are; a parameter without gradient stays.
+
+        learning_rate: a float32 tensor of no dimension on the parameters' device, so that a CUDA graph
+        reads it anew at every replay.
+        """
         active = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        buffers = [self.buffers[i] for i in active]
         sgd(
             [self.parameters[i] for i in active],
             [self.parameters[i].grad for i in active],
-            buffers,
+            [self.buffers[i] for i in active],
             fused=True,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
@@ -38,5 +45,3 @@ class SGD:
             nesterov=self.nesterov,
             maximize=False,
         )
-        for i, buffer in zip(active, buffers, strict=True):
-            self.buffers[i] = buffer

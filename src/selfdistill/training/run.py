@@ -6,54 +6,102 @@ the stage and is never hashed.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import os
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 from selfdistill import methods
 from selfdistill.data.prepared import Dataset, read_split
 from selfdistill.files import write_atomically
 from selfdistill.models.trained import build, load_network, run_folder
-from selfdistill.training import cost, determinism, engine, host
+from selfdistill.training import cost, determinism, distributed, engine, host
+from selfdistill.training.checkpoint import Checkpoints
+from selfdistill.training.interruption import Interruption
+from selfdistill.training.source import open_source
+
+CHECKPOINTS = "SELFDISTILL_CHECKPOINTS"
+OUT_OF_ROOM = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
+}
 
 
-def train_cell(study, *, model: str, method: str, seed: int, teacher: str | None = None) -> Path:
-    """Train one network of a `selfdistill.config.Study` and write its folder; returns the folder."""
-    recipe = study.recipe
-    device = determinism.apply(recipe)
-    data = study.data_folder / "training"
-    dataset = Dataset.read(data)
-    splits = {s: engine.Split(*read_split(data, s, device)) for s in ("train", "validation")}
-    hyper = study.hyper[method]
-    rule = methods.load(method)(**hyper)
-    shape = {"channels": dataset.channels, "classes": len(dataset.classes), "size": list(dataset.size)}
-    network_form = {"name": model, **shape, "exits": "exits" in rule.needs}
-    taught_by, teacher_flops = None, 0
-    if teacher is not None:
-        network, taught_record = load_network(run_folder(study.results, model, teacher, seed), device)
-        taught_by, teacher_flops = engine.frozen(network), taught_record["cost"]["training_flops"]
+class ResourceError(Exception):
+    """Memory, disk or a folder gave out; the message says which and what to do."""
 
-    started = time.time()
-    trained = engine.train(
-        rule,
-        lambda weights_seed: build(network_form, weights_seed),
-        dataset,
-        splits["train"],
-        splits["validation"],
-        recipe,
-        seed=seed,
-        teacher=taught_by,
-    )
-    seconds = time.time() - started
 
-    exit_macs, all_macs = cost.inference_macs(trained.last, (dataset.channels, *dataset.size))
+def train_cell(
+    study, *, model: str, method: str, seed: int, teacher: str | None = None, interruption: Interruption | None = None
+) -> Path:
+    """Train one network of a `selfdistill.config.Study` and write its folder; returns the folder.
+
+    A run that was killed goes on from its newest checkpoint.  Raises ResourceError, and what
+    `engine.train` raises; under torchrun the first process writes, the others only compute.
+    """
     folder = run_folder(study.results, model, method, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    with resources(folder):
+        recipe = study.recipe
+        device = determinism.apply(recipe)
+        world = distributed.join(device)
+        data = study.data_folder / "training"
+        dataset = Dataset.read(data)
+        training, validation = open_source(data, device), engine.Split(*read_split(data, "validation", device))
+        rule = methods.load(method)(**study.hyper[method])
+        shape = {"channels": dataset.channels, "classes": len(dataset.classes), "size": list(dataset.size)}
+        network_form = {"name": model, **shape, "exits": "exits" in rule.needs}
+        taught_by, taught_record = None, None
+        if teacher is not None:
+            network, taught_record = load_network(run_folder(study.results, model, teacher, seed), device)
+            taught_by = engine.frozen(network)
+        inputs = {
+            "model": model,
+            "method": method,
+            "title": rule.about["title"],
+            "seed": seed,
+            "teacher": teacher,
+            "network": network_form,
+            "dataset": {name: getattr(dataset, name) for name in Dataset.__dataclass_fields__},
+            "recipe": dict(vars(recipe)),
+            "hyper": {name: getattr(rule, name) for name in rule.about["hyper"]},
+            "code_sha256": code_sha256(),
+        }
+        checkpoints = Checkpoints(checkpoint_folder(study, inputs, taught_record))
+        for needed in (folder, checkpoints.folder):  # to know before the work, not after it
+            writable(needed)
+
+        trained = engine.train(
+            rule,
+            lambda weights_seed: build(network_form, weights_seed, recipe.channels_last),
+            dataset,
+            training,
+            validation,
+            recipe,
+            seed=seed,
+            teacher=taught_by,
+            checkpoints=checkpoints,
+            interruption=interruption,
+            world=world,
+        )
+        if world.rank == 0:
+            write_run(study.results, folder, inputs, trained, taught_record, device, world.size)
+            checkpoints.clear()
+    return folder
+
+
+def write_run(
+    results: Path, folder: Path, inputs: dict, trained, taught_record: dict | None, device: str, processes: int
+):
+    """Write weights, history and description of a finished run into its folder, and its host file."""
+    dataset = inputs["dataset"]
+    exit_macs, all_macs = cost.inference_macs(trained.last, (dataset["channels"], *dataset["size"]))
     sha256 = {
         name: save_weights(folder / f"{name}.safetensors", state)
         for name, state in (
@@ -63,31 +111,60 @@ def train_cell(study, *, model: str, method: str, seed: int, teacher: str | None
     }
     write_atomically(folder / "history.csv", as_csv(trained.history))
     record = {
-        "model": model,
-        "method": method,
-        "title": rule.about["title"],
-        "seed": seed,
-        "teacher": teacher,
-        "network": network_form,
+        **inputs,
         "sections": len(trained.last.backbone.sections),
-        "dataset": {name: getattr(dataset, name) for name in Dataset.__dataclass_fields__},
-        "recipe": recipe.model_dump(),
-        "hyper": {name: getattr(rule, name) for name in rule.about["hyper"]},
-        "code_sha256": code_sha256(),
         "weights_sha256": sha256["weights"],
         "validation_best_sha256": sha256["validation_best"],
         "validation_best_epoch": trained.best_epoch,
         "cost": {
             "parameters": sum(p.numel() for p in trained.last.parameters()),
             "training_flops": round(trained.flops),
-            "teacher_training_flops": teacher_flops,
+            "teacher_training_flops": taught_record["cost"]["training_flops"] if taught_record else 0,
             "inference_macs": exit_macs,
             "ensemble_macs": all_macs,
         },
     }
     write_atomically(folder / "run.json", (json.dumps(record, indent=1) + "\n").encode())
-    host.note(study.results, record, device=device, seconds=seconds, threads=recipe.threads)
-    return folder
+    host.note(results, record, device=device, seconds=trained.seconds, processes=processes)
+
+
+def checkpoint_folder(study, inputs: dict, taught_record: dict | None) -> Path:
+    """Where the checkpoints of this run lie: under the hash of everything that its result depends on."""
+    whole = {**inputs, "teacher_sha256": taught_record and taught_record["weights_sha256"], "torch": torch.__version__}
+    key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=list).encode()).hexdigest()
+    base = Path(os.environ.get(CHECKPOINTS) or Path(study.root) / ".work" / "checkpoints")
+    return base / f"{inputs['model']}-{inputs['method']}-{inputs['seed']}-{key[:16]}"
+
+
+def writable(folder: Path) -> None:
+    """Raise the OSError now that a write would raise later."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{os.getpid()}.partial"
+    probe.write_bytes(b"0")
+    probe.unlink()
+
+
+@contextmanager
+def resources(folder: Path) -> Iterator[None]:
+    """Say in one line when memory, disk or a folder gives out."""
+    kept = "The last checkpoint is whole; the same command goes on from it."
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OUT_OF_ROOM:
+            raise
+        place = error.filename or folder
+        raise ResourceError(f"{place}: {error.strerror or error}; make room or make it writable. {kept}") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"out of memory ({first_line(error)}); lower recipe.batch_size. {kept}") from error
+    except RuntimeError as error:
+        if "alloc" not in str(error) or "memory" not in str(error):
+            raise
+        raise ResourceError(f"out of memory ({first_line(error)}); lower recipe.batch_size. {kept}") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def as_csv(rows: list[dict]) -> bytes:

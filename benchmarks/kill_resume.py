@@ -1,0 +1,87 @@
+"""Kill training runs with signal 9 at random moments, resume each, compare every byte with an undisturbed run.
+
+    python benchmarks/kill_resume.py [KILLS] [METHOD ...]
+
+digits, 300 epochs, two methods at a time; every method that needs no teacher, and DR-KD with its own.  The
+moments are uniform over the time that an undisturbed run takes, loading of PyTorch included.  Prints a
+Markdown table; exit code 1 if a byte differs.
+"""
+
+import datetime
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+from selfdistill import methods  # noqa: E402  (the path to it is set above)
+
+EPOCHS = 300
+
+
+def main(kills: int, names: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as base, ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(lambda name: one_method(Path(base), name, kills), names))
+    print(f"n = {kills} kills a method, {EPOCHS} epochs of digits, {datetime.date.today()}\n")
+    print("| method | equal to the byte | killed before the first checkpoint | resumed at step, median (of 1,200) |")
+    print("| --- | --- | --- | --- |")
+    for name, equal, early, steps in results:
+        print(f"| {name} | {equal} of {kills} | {early} | {sorted(steps)[len(steps) // 2] if steps else '-'} |")
+    return int(any(equal != kills for _, equal, _, _ in results))
+
+
+def one_method(base: Path, name: str, kills: int) -> tuple[str, int, int, list[int]]:
+    """Its name, the number of equal results, of kills before anything was saved, and the steps saved at each kill."""
+    folder = make_study(base, name)
+    command = [sys.executable, str(ROOT / "src/selfdistill"), "train", "--model", "resnet10-slim", "--seed", "0"]
+    cell = [*command, "--method", name]
+    if "teacher" in methods.about(name)["needs"]:
+        subprocess.run([*command, "--method", "plain"], cwd=folder, check=True)
+        cell += ["--teacher", "plain"]
+    started = time.monotonic()
+    subprocess.run(cell, cwd=folder, check=True)
+    lasts, whole = time.monotonic() - started, outputs(folder, name)
+    chance, equal, early, steps = random.Random(name), 0, 0, []
+    for _ in range(kills):
+        shutil.rmtree(folder / "results/runs/resnet10-slim" / name)
+        process = subprocess.Popen(cell, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0, 0.95 * lasts))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        saved = sorted(int(p.name.split("-")[0]) for p in (folder / "checkpoints").glob(f"*-{name}-*/*.safetensors"))
+        early += not saved
+        steps += saved[-1:]
+        subprocess.run(cell, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        equal += outputs(folder, name) == whole
+    return name, equal, early, steps
+
+
+def make_study(base: Path, name: str) -> Path:
+    folder = base / name
+    folder.mkdir()
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    taught = "teacher" in methods.about(name)["needs"]
+    content |= {"root": str(ROOT), "methods": ["plain"] if taught or name == "plain" else ["plain", name]}
+    content |= {"students": [name] if taught else [], "hyper": {"plain": {}, name: content["hyper"].get(name, {})}}
+    content["recipe"]["epochs"] = EPOCHS
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    os.environ["SELFDISTILL_CHECKPOINTS"] = "checkpoints"  # each study's own folder
+    return folder
+
+
+def outputs(folder: Path, name: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "results/runs/resnet10-slim" / name / "0").iterdir())}
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    sys.exit(main(int(arguments[0]) if arguments else 30, arguments[1:] or methods.names()))

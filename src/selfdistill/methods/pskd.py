@@ -1,0 +1,46 @@
+"""PS-KD, progressive self-knowledge distillation (Kim et al., ICCV 2021, arXiv 2006.12000)."""
+
+from torch import Tensor
+
+from selfdistill.training.losses import smoothed_cross_entropy
+from selfdistill.training.method import Method
+
+ABOUT = {
+    "class": "PSKD",
+    "title": "PS-KD",
+    "name": "Progressive Self-Knowledge Distillation",
+    "paper": "2006.12000",
+    "group": "teacher-free rivals",
+    "needs": ["memory"],
+    "hyper": {
+        "alpha": {
+            "default": 0.8,
+            "allowed": [0.0, 1.0],
+            "meaning": "alpha_T, share of the past prediction in the target at the end; it grows linearly",
+            "source": "the paper, section 4, and the public code @9aa0828",
+        },
+    },
+}
+
+
+def progressive_cross_entropy(logits: Tensor, past: Tensor, targets: Tensor, share: Tensor | float) -> Tensor:
+    """CE(z, (1 - share) onehot(y) + share softmax(past)); equations 5 and 6 of the paper.
+
+    logits: N x K; past: N x K logits of one epoch ago; share: a number or a tensor of no dimension.
+    """
+    hard = smoothed_cross_entropy(logits, targets, 0.0)
+    soft = -(past.detach().softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    return (1 - share) * hard + share * soft
+
+
+class PSKD(Method):
+    def phases(self, epochs):
+        self.epochs = epochs
+        return super().phases(epochs)
+
+    def terms(self, step):
+        logits = step.student.logits[-1]
+        if step.past is None:  # the first epoch learns from the labels alone
+            return {"cross_entropy": smoothed_cross_entropy(logits, step.targets, 0.0)}
+        share = self.alpha * (step.progress + 1 / self.epochs)
+        return {"cross_entropy": progressive_cross_entropy(logits, step.past, step.targets, share)}

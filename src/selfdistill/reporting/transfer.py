@@ -1,0 +1,302 @@
+"""Runs carried from one machine to another: packed there, checked and unpacked here.
+
+A packed file is gzipped text, one JSON object a line: {"record": results/records/M/METHOD/SEED.json,
+"host": results/hosts/M/METHOD/SEED.json}.  The machine that trained needs no DVC and no Git for it.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfdistill.config import Sha256, shown, validate
+from selfdistill.files import write_atomically
+from selfdistill.reporting.records import (
+    cells,
+    imported_file,
+    local_host,
+    machine,
+    misfits,
+    read_record,
+    record_file,
+)
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class TransferError(Exception):
+    """Something that cannot be packed; the message says what and why."""
+
+
+class Open(BaseModel):
+    """What must be there; a newer version may write more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ExitMetrics(Open):
+    accuracy: Share
+    nll: Amount
+    ece: Share
+    __pydantic_extra__: dict[str, Number]
+
+
+class Selection(Open):
+    exits: list[ExitMetrics] = Field(min_length=1)
+    ensemble: ExitMetrics | None = None
+
+
+class Test(Open):
+    last: Selection
+    validation: Selection
+
+
+class History(Open):
+    epoch: list[Count]
+    training_accuracy: list[Share]
+    validation_accuracy: list[Share]
+    __pydantic_extra__: dict[str, list[float]]  # NaN where a phase has no such term
+
+
+class DatasetFacts(Open):
+    name: Text
+    classes: list[str] = Field(min_length=2)
+    channels: Count
+    size: list[Count] = Field(min_length=2, max_length=2)
+    pixels_sha256: dict[str, Sha256]
+
+
+class Network(Open):
+    name: Text
+
+
+class Cost(Open):
+    parameters: Count
+    training_flops: Amount
+    teacher_training_flops: Amount
+    inference_macs: list[Amount] = Field(min_length=1)
+    ensemble_macs: Amount
+
+
+class Record(Open):
+    model: Text
+    method: Text
+    title: Text
+    seed: int
+    teacher: str | None
+    network: Network
+    sections: Count
+    dataset: DatasetFacts
+    recipe: dict[str, Any]
+    hyper: dict[str, Any]
+    code_sha256: Sha256
+    weights_sha256: Sha256
+    validation_best_sha256: Sha256
+    validation_best_epoch: Count
+    cost: Cost
+    test: Test
+    history: History
+
+
+class Host(Open):
+    weights_sha256: Sha256
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    seconds: Amount
+    peak_memory_mb: Amount
+    peak_device_memory_mb: Amount = 0
+    threads: Count
+    processes: Count = 1
+    hardware: Text
+    system: Text
+    versions: dict[str, str]
+
+
+class Entry(Open):
+    record: Record
+    host: Host
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an entry, or of a whole file: imported, replaced, kept or refused; and in words."""
+
+    state: str
+    text: str
+
+
+def export_records(study, path: Path) -> int:
+    """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes."""
+    entries = []
+    for cell in cells(study):
+        file = record_file(study, *cell)
+        if not file.is_file():
+            continue
+        record = json.loads(file.read_text())
+        host = local_host(study, record)
+        if host is None:
+            raise TransferError(f"{file}: no file in {study.results / 'hosts'} says what machine made this run")
+        entries.append({"record": record, "host": host})
+    if not entries:
+        raise TransferError(f"{study.results / 'records'}: no record of any cell of this study")
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
+        file.writelines(compact(entry) for entry in entries)
+    write_atomically(path, buffer.getvalue())
+    return len(entries)
+
+
+def compact(entry: dict) -> bytes:
+    """An entry on one line; floats keep every digit, as Python writes them."""
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def import_records(study, paths: list[Path], replace: bool = False) -> list[Outcome]:
+    """Check packed files and put their entries into results/records/imported.
+
+    A file with a fault is refused as a whole, each fault in a line of its own; the others are not
+    affected.  An entry of the run that is there already changes nothing; one of another run of the
+    same cell is a fault, unless `replace`.
+    """
+    outcomes = []
+    for path in paths:
+        entries, faults = read_packed(study, path, replace)
+        if faults:
+            outcomes += [Outcome("refused", f"{path}{fault}") for fault in faults]
+            continue
+        for cell, entry in entries.items():
+            target, content = imported_file(study, *cell), compact(entry)
+            there = existing(target)
+            name = "/".join(map(str, cell))
+            shadow = "; the run of this checkout is shown instead" if record_file(study, *cell).is_file() else ""
+            if there and (there["record"]["weights_sha256"] == entry["record"]["weights_sha256"] and not replace):
+                outcomes.append(Outcome("kept", f"{name}: this run is there already{shadow}"))
+                continue
+            write_atomically(target, content)
+            outcomes.append(Outcome("replaced" if there else "imported", f"{name} from {path}{shadow}"))
+    return outcomes
+
+
+def existing(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_packed(study, path: Path, replace: bool) -> tuple[dict[tuple, dict], list[str]]:
+    """The entries of a file by cell, and its faults, each with its place in the file."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+    except OSError as error:  # gzip.BadGzipFile is one
+        return {}, [f": cannot be read ({error.strerror or error}); allowed: a file of `selfdistill records export`"]
+    except (EOFError, zlib.error) as error:
+        return {}, [f": cut off or damaged ({error}); bring it here again"]
+    entries, faults = {}, []
+    for number, line in enumerate(lines, 1):
+        place = f", line {number}"
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            text = shown(line.decode(errors="replace"))
+            faults.append(f"{place}: {text} is not allowed; allowed: a JSON object with record and host")
+            continue
+        cell, found = check_entry(study, content)
+        found = found or conflicts(study, cell, content, entries, replace)
+        place += f", {'/'.join(map(str, cell))}" if cell else ""
+        faults += [f"{place}: {fault}" for fault in found]
+        if not found:
+            entries[cell] = content
+    if not lines:
+        faults.append(": holds no entry")
+    return entries, faults
+
+
+def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
+    """The cell that an entry says it is of, if it says so, and the entry's faults in words."""
+    entry, faults = validate(Entry, content)
+    record = content.get("record")
+    named = tuple(record.get(key) for key in ("model", "method", "seed")) if isinstance(record, dict) else ()
+    cell = named if named and all(type(part) in (str, int) for part in named) else None
+    if entry is None:
+        return cell, faults
+    if cell not in cells(study):
+        return cell, list(outside(study, entry.record))
+    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradictions(entry, study.recipe.epochs)]
+
+
+def outside(study, record: Record) -> Iterator[str]:
+    """Why a cell is none of the study's."""
+    for key, known in (("model", study.models), ("method", study.all_methods), ("seed", study.seeds)):
+        value = getattr(record, key)
+        if value not in known:
+            yield f"record.{key}: {shown(value)} is not allowed; allowed: {', '.join(map(str, known))}"
+
+
+def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
+    """Faults that no single value shows."""
+    record, test, history = entry.record, entry.record.test, entry.record.history
+    if entry.host.weights_sha256 != record.weights_sha256:
+        yield (
+            f"host.weights_sha256: {shown(entry.host.weights_sha256)} is not allowed; "
+            f"allowed: the record's {shown(record.weights_sha256)}"
+        )
+    if record.network.name != record.model:
+        yield f"record.network.name: {shown(record.network.name)} is not allowed; allowed: {shown(record.model)}"
+    exits = len(record.cost.inference_macs)
+    for name, selection in (("last", test.last), ("validation", test.validation)):
+        if len(selection.exits) != exits:
+            yield (
+                f"record.test.{name}.exits: {len(selection.exits)} entries are not allowed; "
+                f"allowed: {exits}, one for each of record.cost.inference_macs"
+            )
+        if exits > 1 and selection.ensemble is None:
+            yield f"record.test.{name}.ensemble: missing; a network of {exits} exits has one"
+    if history.epoch != list(range(1, epochs + 1)):
+        yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: 1 to {epochs}"
+    for column, values in history:
+        if len(values) != epochs:
+            yield f"record.history.{column}: {len(values)} entries are not allowed; allowed: {epochs}, one an epoch"
+        elif any(value in (float("inf"), float("-inf")) for value in values):
+            yield f"record.history.{column}: Infinity is not allowed; allowed: finite numbers"
+    if record.validation_best_epoch > epochs:
+        yield f"record.validation_best_epoch: {record.validation_best_epoch} is not allowed; allowed: 1 to {epochs}"
+
+
+def conflicts(study, cell: tuple, content: dict, entries: dict, replace: bool) -> list[str]:
+    """Whether another run of the cell stands in the way: earlier in the file, or imported before."""
+    weights = content["record"]["weights_sha256"]
+    if cell in entries and entries[cell]["record"]["weights_sha256"] != weights:
+        return [f"record.weights_sha256: {shown(weights)} is a second run of this cell in this file; allowed: one"]
+    there = existing(imported_file(study, *cell))
+    if there and there["record"]["weights_sha256"] != weights and not replace:
+        return [
+            f"record.weights_sha256: {shown(weights)} is another run than the imported one, "
+            f"{shown(there['record']['weights_sha256'])}; give --replace to put it in its place"
+        ]
+    return []
+
+
+def listing(study) -> list[dict]:
+    """One row a cell of the study: what the tables show of it, local, imported, left out or missing."""
+    rows = []
+    for cell in cells(study):
+        record = read_record(study, cell)
+        row = dict(zip(("model", "method", "seed"), cell, strict=True))
+        if record is None:
+            rows.append({**row, "state": "missing"})
+            continue
+        state = "left out" if record["misfit"] else "imported" if record["imported"] else "local"
+        facts = {"machine": machine(record), "weights_sha256": record["weights_sha256"]}
+        seconds = {"seconds": record["host"]["seconds"]} if record["host"] else {}
+        reason = {"misfit": record["misfit"]} if record["misfit"] else {}
+        rows.append({**row, "state": state, **facts, **seconds, **reason})
+    return rows

@@ -1,0 +1,75 @@
+"""Where training images come from: all of them resident on the device, or packed on disk and decoded
+by worker processes (`selfdistill.data.prepared.packed`).  A source has `labels`, int64 N on the device, and
+`batches`, which serves cropped uint8 images.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from selfdistill.data.prepared import Dataset, read_split
+from selfdistill.training.augment import crop, cutout, flip
+from selfdistill.training.plan import Rows, rows
+
+
+class Source(Protocol):
+    labels: Tensor
+
+    def batches(self, stream: Rows, wanted: list[slice], recipe) -> Iterator[Tensor]:
+        """uint8 N x C x H x W for each of the `wanted` rows of a plan's stream (on the device), in order."""
+
+
+class Resident:
+    """images: uint8, N x C x H x W, and labels, int64 N, on one device.
+
+    Kept channels-last, the order in which a crop gathers whole pixels and convolutions are fastest.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = labels
+
+    def batches(self, stream: Rows, wanted: list[slice], recipe) -> Iterator[Tensor]:
+        for which in wanted:
+            yield crop(self.images[stream["image"][which]], recipe.crop_padding, stream["offsets"][which])
+
+
+def open_source(folder: Path, device: str) -> Source:
+    """The training split of a prepared data set: resident where its pixels are kept, else packed."""
+    with safe_open(folder / "train.safetensors", framework="pt") as file:
+        resident = "images" in file.keys()  # noqa: SIM118  (no dictionary)
+    if resident:
+        return Resident(*read_split(folder, "train", device))
+    from selfdistill.data.prepared.packed import PackedSource, PackedSplit
+
+    dataset = Dataset.read(folder)
+    return PackedSource(PackedSplit.read(folder, "train"), dataset.size, dataset.channels, device)
+
+
+def batches(source: Source, plan: dict[str, Rows], wanted: list[slice], recipe) -> Iterator[dict[str, Tensor]]:
+    """What a step is made from, batch by batch: the augmented uint8 images of each stream under its
+    name, `index` and `targets` (int64 N), and for a mixture `partner_targets`, `share` and `box`."""
+    served = [source.batches(stream, wanted, recipe) for stream in plan.values()]
+    for which, *images in zip(wanted, *served, strict=True):
+        batch = {
+            name: augmented(pixels, stream, which, recipe)
+            for (name, stream), pixels in zip(plan.items(), images, strict=True)
+        }
+        batch["index"] = plan["main"]["image"][which]
+        batch["targets"] = source.labels[batch["index"]]
+        if "partner" in plan:
+            partner = rows(plan["partner"], which)
+            batch |= {"partner_targets": source.labels[partner["image"]], "share": partner["share"]}
+            batch["box"] = partner["box"]
+        yield batch
+
+
+def augmented(images: Tensor, stream: Rows, which: slice, recipe) -> Tensor:
+    """Flip and cut out a cropped uint8 batch, the rows `which` of a stream."""
+    if recipe.flip:
+        images = flip(images, stream["heads"][which])
+    return cutout(images, recipe.cutout, stream["centres"][which]) if recipe.cutout else images

@@ -1,0 +1,44 @@
+"""Train methods on the made images, alone or as one of the processes that torchrun starts.
+
+distributed_worker.py OUT CHECKPOINTS METHOD...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made import stop_after, train
+
+from selfdistill.training import distributed
+from selfdistill.training.checkpoint import Checkpoints
+from selfdistill.training.interruption import Interrupted
+
+# Batches of 11, 11 and 6, so that the shares of two processes are uneven
+RECIPE = {"batch_size": 11, "learning_rate": 0.002}
+SEEDS = 3
+out, folder, *names = sys.argv[1:]
+torch.set_num_threads(1)
+world = distributed.join("cpu")
+results = {}
+for name in names:
+    runs = [train(name, seed=seed, world=world, **RECIPE) for seed in range(SEEDS)]
+    torch.set_default_dtype(torch.float64)
+    exact = train(name, world=world, **RECIPE)
+    torch.set_default_dtype(torch.float32)
+    checkpoints = Checkpoints(Path(folder) / name)
+    signalled = stop_after(5 if world.rank == world.size - 1 else 10**9)  # only one of the processes
+    with pytest.raises(Interrupted):
+        train(name, world=world, checkpoints=checkpoints, interruption=signalled, **RECIPE)
+    resumed = train(name, world=world, checkpoints=checkpoints, **RECIPE)
+    weights = torch.cat([t.double().flatten() for t in runs[0].last.state_dict().values()]).sum().item()
+    results[name] = {
+        "history": [run.history for run in runs],
+        "exact": exact.history,
+        "resumed": resumed.history,
+        "flops": runs[0].flops,
+        "weights": world.gather(weights),
+    }
+if world.rank == 0:
+    Path(out).write_text(json.dumps(results))

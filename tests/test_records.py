@@ -1,0 +1,382 @@
+"""Runs carried between machines: packed, checked, imported, and rendered with their hardware named."""
+
+import copy
+import gzip
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from selfdistill import methods
+from selfdistill.cli import main
+from selfdistill.config import read_study
+from selfdistill.reporting.figures import draw_figures
+from selfdistill.reporting.page import write_page
+from selfdistill.reporting.records import NoRecordsError, host_file, prune, read_records, record_file
+from selfdistill.reporting.tables import write_tables
+from selfdistill.reporting.transfer import TransferError, export_records, import_records
+
+ROOT = Path(__file__).parents[1]
+MODEL = "resnet10-slim"
+IMPORTED = Path("results/records/imported")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of three methods and two seeds in a folder of its own, which is the working folder."""
+    repository = tmp_path / "repository"
+    (repository / "src").mkdir(parents=True)
+    (repository / "src/selfdistill").symlink_to(ROOT / "src/selfdistill")
+    (repository / "data").mkdir()
+    shutil.copy(ROOT / "data/params.yaml", repository / "data")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content |= {"root": str(repository), "methods": ["plain", "byot"], "students": ["drkd"], "seeds": [0, 1]}
+    content["recipe"] |= {"epochs": 3, "determinism": "seeded"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    return read_study()
+
+
+def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = "NVIDIA H200", **recipe) -> dict:
+    """A run as a machine would pack it; equal arguments give equal runs."""
+    weights = hashlib.sha256(f"{method} {seed} {accuracy} {hardware}".encode()).hexdigest()
+    exits = 4 if method == "byot" else 1
+    result = {"accuracy": accuracy, "nll": 0.3, "ece": 0.05}
+    test = {"exits": [result] * exits} | ({"ensemble": result} if exits > 1 else {})
+    record = {
+        "model": MODEL,
+        "method": method,
+        "title": methods.about(method)["title"],
+        "seed": seed,
+        "teacher": study.teacher if method in study.students else None,
+        "network": {"name": MODEL, "channels": 1, "classes": 10, "size": [8, 8], "exits": exits > 1},
+        "sections": 4,
+        "dataset": {
+            "name": study.dataset,
+            "classes": [str(i) for i in range(10)],
+            "channels": 1,
+            "size": [8, 8],
+            "mean": [0.3],
+            "std": [0.2],
+            "pixels_sha256": {part: "0" * 64 for part in ("train", "validation", "test")},
+        },
+        "recipe": {**study.recipe.model_dump(), **recipe},
+        "hyper": {k: spec["default"] for k, spec in methods.about(method)["hyper"].items()} | study.hyper[method],
+        "code_sha256": "1" * 64,
+        "weights_sha256": weights,
+        "validation_best_sha256": "2" * 64,
+        "validation_best_epoch": 2,
+        "cost": {
+            "parameters": 1000,
+            "training_flops": 2_000_000_000 * exits,
+            "teacher_training_flops": 0,
+            "inference_macs": [1_000_000 * (i + 1) for i in range(exits)],
+            "ensemble_macs": 5_000_000,
+        },
+        "test": {"last": test, "validation": test},
+        "history": {
+            "epoch": [1, 2, 3],
+            "loss": [1.5, 1.0, 0.1 + 0.2],
+            "feature": [float("nan"), 0.5, 0.25],
+            "training_accuracy": [0.5, 0.8, 1.0],
+            "validation_accuracy": [0.5, 0.7, accuracy],
+        },
+    }
+    host = {
+        "weights_sha256": weights,
+        "date": "2026-01-31",
+        "seconds": 12.5,
+        "peak_memory_mb": 900,
+        "peak_device_memory_mb": 1234,
+        "threads": 1,
+        "processes": 1,
+        "hardware": hardware,
+        "system": "Linux",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }
+    return {"record": record, "host": host}
+
+
+def put(study, content: dict) -> None:
+    """Leave a run as `train` and `evaluate` would in this checkout."""
+    cell = [content["record"][key] for key in ("model", "method", "seed")]
+    for path, part in ((record_file(study, *cell), "record"), (host_file(study, *cell), "host")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content[part]))
+
+
+def pack(path: str, *entries: dict | str) -> Path:
+    lines = [e if isinstance(e, str) else json.dumps(e) for e in entries]
+    Path(path).write_bytes(gzip.compress("\n".join(lines).encode()))
+    return Path(path)
+
+
+def states(outcomes) -> list[str]:
+    return [outcome.state for outcome in outcomes]
+
+
+def render(study) -> str:
+    """Tables, figures and page; returns the page."""
+    write_tables(study)
+    draw_figures(study.results)
+    write_page(study, Path("params.yaml"))
+    return (study.results / "index.html").read_text()
+
+
+def test_what_was_exported_there_is_read_here_to_the_last_digit(study, tmp_path):
+    for method in study.all_methods:
+        for seed in study.seeds:
+            put(study, entry(study, method, seed, precision="bfloat16", device="cuda"))
+    assert export_records(study, tmp_path / "runs.jsonl.gz") == 6
+    export_records(study, tmp_path / "again.jsonl.gz")
+    assert (tmp_path / "runs.jsonl.gz").read_bytes() == (tmp_path / "again.jsonl.gz").read_bytes()
+    there = read_records(study)
+    for kind in ("records", "hosts"):
+        shutil.rmtree(study.results / kind)
+    assert states(import_records(study, [tmp_path / "runs.jsonl.gz"])) == ["imported"] * 6
+    here = read_records(study)
+    assert all(record.pop("imported") for record in here)
+    assert not any(record.pop("imported") for record in there)
+    assert json.dumps(here) == json.dumps(there)  # as text, in which NaN equals NaN
+    before = {path: path.read_bytes() for path in IMPORTED.rglob("*.json")}
+    assert states(import_records(study, [tmp_path / "runs.jsonl.gz"])) == ["kept"] * 6
+    assert states(import_records(study, [tmp_path / "runs.jsonl.gz"], replace=True)) == ["replaced"] * 6
+    assert {path: path.read_bytes() for path in IMPORTED.rglob("*.json")} == before
+
+
+def test_a_part_of_a_study_is_rendered_without_any_training(study):
+    one_seed = [entry(study, m, 0, a, precision="bfloat16") for m, a in (("plain", 0.9), ("byot", 0.95), ("drkd", 0.8))]
+    import_records(study, [pack("runs.jsonl.gz", *one_seed)])
+    page = render(study)
+    assert "3 of the study's cells have not run yet" in page
+    assert "Too few seeds for a verdict. 1 seed a method" in page
+    assert page.count(">NVIDIA H200, bfloat16 (1 seed)<") == 6  # each row of the accuracy table and of Hardware
+    assert "different hardware" not in page
+    assert "12.5" in page
+    assert "1,234" in page
+    accuracy = pd.read_csv("results/tables/accuracy.csv").set_index("method")
+    assert accuracy.loc["byot", "accuracy"] == 95
+    assert accuracy.hardware.tolist() == ["NVIDIA H200, bfloat16 (1 seed)"] * 3
+    for kind in ("md", "tex"):
+        assert Path(f"results/tables/accuracy.{kind}").read_text().count("NVIDIA H200, bfloat16") == 3
+
+
+def test_a_part_without_the_control_is_rendered_too(study):
+    import_records(study, [pack("runs.jsonl.gz", entry(study, "byot", 1))])
+    assert "The control has not run yet" in render(study)
+    assert "nan" not in Path("results/tables/cost.md").read_text()
+
+
+def test_a_run_of_this_checkout_is_shown_before_an_imported_one_and_a_mixed_row_says_so(study, capsys):
+    put(study, entry(study, "plain", 0, 0.8, "AMD EPYC"))
+    packed = pack("runs.jsonl.gz", *(entry(study, m, s, 0.9) for m in ("plain", "byot") for s in (0, 1)))
+    outcomes = import_records(study, [packed])
+    assert "the run of this checkout is shown" in outcomes[0].text
+    assert "shown" not in outcomes[1].text
+    assert [(r["method"], r["seed"], r["imported"]) for r in read_records(study)] == [
+        ("plain", 0, False),
+        ("plain", 1, True),
+        ("byot", 0, True),
+        ("byot", 1, True),
+    ]
+    page = render(study)
+    assert "mixed: AMD EPYC, float32 (1 seed); NVIDIA H200, float32 (1 seed)" in page
+    assert "different hardware or in different precision" in page
+    table = Path("results/tables/accuracy.md").read_text()
+    assert "mixed: NVIDIA H200, float32 (1 seed); local (1 seed)" in table
+    assert "AMD" not in table  # the machine of a local run is no input of the tables
+    assert "| NVIDIA H200, float32 (2 seeds)" in table
+    assert main(["records", "list"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["local", "imported", "imported", "imported", "missing", "missing"]
+    assert lines[0][2:4] == ["AMD EPYC, float32", "12.5 s"]
+
+
+def test_tables_of_local_runs_alone_do_not_speak_of_hardware(study):
+    for method in ("plain", "byot"):
+        put(study, entry(study, method, 0))
+    render(study)
+    for path in study.results.glob("tables/*"):
+        assert "H200" not in path.read_text()
+        assert "ardware" not in path.read_text()
+
+
+def changed(content: dict, key: str, value) -> dict:
+    """An entry with one value changed, or taken out if the value is Ellipsis; keys with dots."""
+    content = copy.deepcopy(content)
+    *parents, last = key.split(".")
+    block = content
+    for part in parents:
+        block = block[int(part) if isinstance(block, list) else part]
+    if value is ...:
+        del block[last]
+    else:
+        block[last] = value
+    return content
+
+
+FAULTS = {
+    "record.model": ("resnet18", 'record.model: "resnet18" is not allowed; allowed: resnet10-slim'),
+    "record.method": ("srdl", 'record.method: "srdl" is not allowed; allowed: plain, byot, drkd'),
+    "record.seed": (7, "record.seed: 7 is not allowed; allowed: 0, 1"),
+    "record.teacher": ("plain", 'record.teacher: "plain" is not allowed; allowed: the study\'s null'),
+    "record.network.name": ("other", 'record.network.name: "other" is not allowed; allowed: "resnet10-slim"'),
+    "record.dataset.name": ("cifar10", 'record.dataset.name: "cifar10" is not allowed; allowed: the study\'s "digits"'),
+    "record.recipe.epochs": (4, "record.recipe.epochs: 4 is not allowed; allowed: the study's 3"),
+    "record.recipe.momentum": (..., "record.recipe.momentum: missing; the study has 0.9"),
+    "record.recipe.colour": (1, "record.recipe.colour: 1 is not allowed; allowed: not in this study"),
+    "record.hyper.alpha": (0.5, "record.hyper.alpha: 0.5 is not allowed; allowed: the study's 0.3"),
+    "record.weights_sha256": ("F" * 64, "is not allowed; allowed: text of the form ^[0-9a-f]{64}$"),
+    "record.test.last.exits.0.accuracy": (1.5, "record.test.last.exits[0].accuracy: 1.5 is not allowed; allowed: less"),
+    "record.test.last.exits.1.nll": (float("nan"), "record.test.last.exits[1].nll: NaN is not allowed"),
+    "record.test.last.exits.1.ece": (float("inf"), "record.test.last.exits[1].ece: Infinity is not allowed"),
+    "record.test.last.exits.2.new": ("high", 'record.test.last.exits[2].new: "high" is not allowed'),
+    "record.test.validation.ensemble": (..., "record.test.validation.ensemble: missing; a network of 4 exits has one"),
+    "record.test.validation.exits": ([], "record.test.validation.exits: [] is not allowed; allowed: at least 1 entry"),
+    "record.cost.inference_macs": ([1], "record.test.last.exits: 4 entries are not allowed; allowed: 1, one for each"),
+    "record.history.epoch": ([1, 2, 4], "record.history.epoch: [1, 2, 4] is not allowed; allowed: 1 to 3"),
+    "record.history.loss": ([1.0], "record.history.loss: 1 entries are not allowed; allowed: 3, one an epoch"),
+    "record.history.feature": ([1.0, float("-inf"), 1.0], "record.history.feature: Infinity is not allowed"),
+    "record.validation_best_epoch": (9, "record.validation_best_epoch: 9 is not allowed; allowed: 1 to 3"),
+    "host.weights_sha256": ("3" * 64, "is not allowed; allowed: the record's"),
+    "host.hardware": (..., "host.hardware: missing"),
+    "host.seconds": (-1.0, "host.seconds: -1.0 is not allowed; allowed: greater than or equal to 0"),
+    "host": (..., "host: missing"),
+    "record": ([], "record: [] is not allowed"),
+}
+
+
+@pytest.mark.parametrize("key", FAULTS)
+def test_a_faulty_entry_is_refused_in_a_line_and_nothing_of_its_file_is_imported(study, key):
+    value, said = FAULTS[key]
+    good, bad = entry(study, "plain", 0), changed(entry(study, "byot", 1), key, value)
+    outcomes = import_records(study, [pack("runs.jsonl.gz", good, bad, good)])
+    assert states(outcomes) == ["refused"] * len(outcomes)
+    assert all(outcome.text.startswith("runs.jsonl.gz, line 2") for outcome in outcomes)
+    assert any(said in outcome.text for outcome in outcomes), outcomes
+    if key not in ("record", "record.model", "record.method", "record.seed"):
+        assert all(f"line 2, {MODEL}/byot/1: " in outcome.text for outcome in outcomes)
+    assert not IMPORTED.exists()
+
+
+def test_what_says_where_and_how_it_was_computed_may_differ_and_is_kept(study):
+    free = {
+        "device": "cuda",
+        "threads": 8,
+        "determinism": "off",
+        "precision": "bfloat16",
+        "channels_last": False,
+        "compile": True,
+        "cuda_graphs": True,
+        "processes": 4,
+        "workers": 2,
+    }
+    assert states(import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0, **free))])) == ["imported"]
+    assert read_records(study)[0]["recipe"] == {**study.recipe.model_dump(), **free}
+
+
+def test_other_pixels_than_those_prepared_here_are_refused(study):
+    folder = study.data_folder / "training"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"pixels_sha256": {"train": "4" * 64}}))
+    (outcome,) = import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0))])
+    assert "record.dataset.pixels_sha256.train:" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"plain text", "cannot be read (Not a gzipped file"),
+        (gzip.compress(b"x" * 1000)[:20], "cut off or damaged"),
+        (gzip.compress(b""), "holds no entry"),
+        (gzip.compress(b'{"record": '), 'line 1: "{\\"record\\": " is not allowed; allowed: a JSON object'),
+        (gzip.compress(b"[1]"), 'line 1: "[1]" is not allowed; allowed: a JSON object'),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+    ids=["not gzip", "cut off", "empty", "not JSON", "no object", "not there"],
+)
+def test_a_file_that_is_none_is_refused_and_the_next_imported(study, content, said, capsys):
+    if content is not None:
+        Path("bad.jsonl.gz").write_bytes(content)
+    pack("good.jsonl.gz", entry(study, "plain", 0))
+    assert main(["records", "import", "bad.jsonl.gz", "good.jsonl.gz"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("refused: bad.jsonl.gz")
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == f"imported: {MODEL}/plain/0 from good.jsonl.gz\n"
+
+
+def test_another_run_of_a_cell_is_not_overwritten_unless_asked(study):
+    first, second = entry(study, "plain", 0, 0.9), entry(study, "plain", 0, 0.7)
+    (twice,) = import_records(study, [pack("twice.jsonl.gz", first, second)])
+    assert "line 2" in twice.text
+    assert "second run of this cell in this file" in twice.text
+    import_records(study, [pack("first.jsonl.gz", first)])
+    other = pack("second.jsonl.gz", entry(study, "plain", 1), second)
+    (refused,) = import_records(study, [other])
+    assert "another run than the imported one" in refused.text
+    assert "--replace" in refused.text
+    assert len(read_records(study)) == 1
+    assert states(import_records(study, [other], replace=True)) == ["imported", "replaced"]
+    assert read_records(study)[0]["weights_sha256"] == second["record"]["weights_sha256"]
+
+
+def test_an_imported_run_that_no_longer_fits_is_left_out_and_told(study, capsys):
+    import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0), entry(study, "byot", 0))])
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["hyper"]["byot"]["alpha"] = 0.4
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert [r["method"] for r in read_records(read_study())] == ["plain"]
+    said = "hyper.alpha: 0.3 is not allowed; allowed: the study's 0.4"
+    assert said in capsys.readouterr().err
+    assert main(["records", "list", "--json"]) == 0
+    rows = {(r["method"], r["seed"]): r for r in json.loads(capsys.readouterr().out)}
+    assert rows["byot", 0]["state"] == "left out"
+    assert rows["byot", 0]["misfit"] == said
+    assert rows["drkd", 0]["state"] == "missing"
+
+
+def test_a_key_newer_than_a_run_has_its_default(study):
+    old = entry(study, "plain", 0)
+    for key in ("cutout", "precision", "compile"):
+        old["record"]["recipe"].pop(key, None)
+    assert states(import_records(study, [pack("runs.jsonl.gz", old)])) == ["imported"]
+
+
+def test_pruning_leaves_imported_runs_alone(study):
+    import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0), entry(study, "byot", 0))])
+    put(study, entry(study, "byot", 0))
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["methods"].remove("byot")
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert record_file(study, MODEL, "byot", 0) in prune(read_study(), study.results)
+    assert (IMPORTED / MODEL / "byot" / "0.json").is_file()
+    assert [r["method"] for r in read_records(read_study())] == ["plain"]
+
+
+def test_a_run_whose_machine_is_not_known_is_not_packed(study):
+    with pytest.raises(TransferError, match="no record of any cell"):
+        export_records(study, Path("runs.jsonl.gz"))
+    put(study, entry(study, "plain", 0))
+    host_file(study, MODEL, "plain", 0).write_text(json.dumps({"weights_sha256": "5" * 64}))
+    with pytest.raises(TransferError, match="says what machine made this run"):
+        export_records(study, Path("runs.jsonl.gz"))
+    assert not Path("runs.jsonl.gz").exists()
+
+
+def test_without_any_record_the_tables_say_so(study):
+    with pytest.raises(NoRecordsError):
+        write_tables(study)
+
+
+@pytest.mark.parametrize("action", [[], ["export"], ["import"], ["list"]])
+def test_every_action_explains_itself(action, capsys):
+    with pytest.raises(SystemExit):
+        main(["records", *action, "--help"])
+    assert len(capsys.readouterr().out.split()) > 25
