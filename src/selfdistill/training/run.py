@@ -73,7 +73,7 @@ def train_cell(
             "hyper": {name: getattr(rule, name) for name in rule.about["hyper"]},
             "code_sha256": code_sha256(),
         }
-        checkpoints = Checkpoints(checkpoint_folder(study, inputs, taught_record))
+        checkpoints = Checkpoints(checkpoint_folder(study, inputs, taught_record, device))
         for needed in (folder, checkpoints.folder):  # to know before the work, not after it
             writable(needed)
 
@@ -128,20 +128,24 @@ def write_run(
     host.note(results, record, device=device, seconds=trained.seconds, processes=processes)
 
 
-def checkpoint_folder(study, inputs: dict, taught_record: dict | None) -> Path:
+def checkpoint_folder(study, inputs: dict, taught_record: dict | None, device: str) -> Path:
     """Where the checkpoints of this run lie: under the hash of everything that its result depends on."""
-    whole = {**inputs, "teacher_sha256": taught_record and taught_record["weights_sha256"], "torch": torch.__version__}
+    teacher = taught_record and taught_record["weights_sha256"]
+    whole = {**inputs, "teacher_sha256": teacher, "torch": torch.__version__, "device": device}
     key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=list).encode()).hexdigest()
     base = Path(os.environ.get(CHECKPOINTS) or Path(study.root) / ".work" / "checkpoints")
     return base / f"{inputs['model']}-{inputs['method']}-{inputs['seed']}-{key[:16]}"
 
 
 def writable(folder: Path) -> None:
-    """Raise the OSError now that a write would raise later."""
+    """Raise the OSError now that a write would raise later; leaves no folder that was not there."""
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".{os.getpid()}.partial"
     probe.write_bytes(b"0")
     probe.unlink()
+    if new:
+        folder.rmdir()
 
 
 @contextmanager
