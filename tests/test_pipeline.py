@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from selfdistill.config import read_study
+from selfdistill.pipeline import needs
+
 ROOT = Path(__file__).parents[1]
 METHODS = "src/selfdistill/methods"
 
@@ -302,3 +305,12 @@ def test_a_cell_that_is_not_in_the_study_is_refused(tiny_study):
         "selfdistill", "train", "--model", "resnet10-slim", "--method", "drkd", "--seed", "0", ok=False
     )
     assert "add --teacher plain" in done.stderr
+
+
+def test_a_run_of_several_processes_asks_snakemake_for_as_many_of_everything():
+    study = read_study(ROOT / "params.yaml")
+    recipe = study.recipe.model_copy(update={"device": "auto", "processes": 4, "threads": 2})
+    asked = needs({"threads": 1, "gpu": 1, "mem_mb": 2000, "each": "process"}, recipe)
+    assert asked == {"threads": 8, "resources": {"mem_mb": 8000, "runtime": 10, "gpu": 4}}
+    assert needs({"gpu": 1}, recipe)["resources"]["gpu"] == 1
+    assert needs({"gpu": 1}, study.recipe)["resources"]["gpu"] == 0

@@ -22,7 +22,8 @@ class Stage:
 
     address: as DVC names it.  pending: dependencies that a stale stage will make anew; settled: all
     others.  marker: a file newer than the outputs exactly if the stage is stale, that is, changed or
-    downstream of a changed one.  own: a stage of the study itself, not of its data.
+    downstream of a changed one.  own: a stage of the study itself, not of its data.  threads,
+    resources: as Snakemake counts them, by name (gpu, mem_mb in MB, runtime in minutes).
     """
 
     address: str
@@ -30,9 +31,9 @@ class Stage:
     settled: tuple[str, ...]
     outs: tuple[str, ...]
     marker: str
-    meta: dict
     own: bool
-    on_gpu: bool
+    threads: int
+    resources: dict[str, int]
 
 
 def read_stages(folder: Path, mark: bool) -> list[Stage]:
@@ -66,12 +67,24 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
                 settled=tuple(p for p in paths_of(stage, makers) if makers.get(p) not in stale),
                 outs=tuple(relative(out) for out in stage.outs),
                 marker=str(marker(stage)),
-                meta=stage.meta or {},
                 own=stage in own,
-                on_gpu=study.recipe.device != "cpu",
+                **needs(stage.meta or {}, study.recipe),
             )
             for stage in needed
         ]
+
+
+def needs(meta: dict, recipe) -> dict:
+    """Threads and resources that a stage's `meta` and the study's recipe ask for."""
+    processes = recipe.processes if meta.get("each") == "process" else 1
+    return {
+        "threads": meta.get("threads", 1) * recipe.threads * processes,
+        "resources": {
+            "mem_mb": meta.get("mem_mb", 1000) * processes,
+            "runtime": meta.get("runtime", 10),
+            "gpu": meta.get("gpu", 0) * processes if recipe.device != "cpu" else 0,
+        },
+    }
 
 
 def relative(file) -> str:

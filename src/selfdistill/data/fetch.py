@@ -18,8 +18,6 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-import pooch
-
 from selfdistill.files import sha256_of, write_atomically
 
 MIRROR = "SELFDISTILL_MIRROR"
@@ -43,9 +41,9 @@ def fetch(name: str, entry, raw: Path) -> None:
 
 def unpacked(name: str, file) -> dict[str, bytes]:
     """{target: content} of the wanted members: as they lie in the mirror, or from the archive."""
-    paths = {member: in_mirror(name, member.name) for member in file.unpacked}
-    if all(paths.values()):
-        return {member.target: verified(path, member.sha256) for member, path in paths.items()}
+    paths = [in_mirror(name, member.name) for member in file.unpacked]
+    if all(paths):
+        return {m.target: verified(path, m.sha256) for m, path in zip(file.unpacked, paths, strict=True)}
     packed = archive(name, file)
     try:
         members = (untarred if file.name.endswith((".tar.gz", ".tgz")) else unzipped)(packed, file.unpacked)
@@ -146,6 +144,8 @@ def verified(path: Path, sha256: str) -> bytes:
 
 def download(source: str, file) -> bytes:
     """From a URL, or from `file.name` under it if it ends with a slash; pooch checks the hash."""
+    import pooch  # here, because a mirror does without it
+
     url = source + file.name if source.endswith("/") else source
     with tempfile.TemporaryDirectory() as folder:
         downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)

@@ -47,7 +47,7 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         "channels": training.shape[1],
         "size": list(training.shape[2:]),
         "counts": {part: len(labels) for part, (_, labels, _) in splits.items()},
-        "split": entry.split.model_dump(),
+        "split": dict(vars(entry.split)),
         "mean": np.round(mean, 6).tolist(),
         "std": np.round(std, 6).tolist(),
         "pixels_sha256": {part: pixels_sha256(images, labels) for part, (images, labels, _) in splits.items()},
