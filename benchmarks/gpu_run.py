@@ -8,6 +8,7 @@ import json
 import lzma
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -44,10 +45,11 @@ def main() -> int:
         return 2
     determinism.apply(study.recipe)
     log(f"{device_name()}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}, {options.seconds} s")
-    mode = check(study, options, log)
-    study.recipe = changed(study.recipe, **mode)
-    log(f"cells are trained with {mode or 'no switch'}")
-    attempt(log, "speed", lambda: measure_speed(study, options, log))
+    mode = once("check", ["check.json"], options, log, lambda: check(study, options, log))
+    study.recipe = changed(study.recipe, **(mode or {"compile": False, "cuda_graphs": False}))
+    log(f"cells are trained with {mode}")
+    speed = ["speed.json", "speed.md", "speed.png"]
+    once("speed", speed, options, log, lambda: measure_speed(study, options, log))
     prepare_data(study, options, log)
     train_cells(study, options, log)
     log(
@@ -90,6 +92,23 @@ class Log:
         print(line, flush=True)
         self.file.write(line + "\n")
         self.file.flush()
+
+
+def once(part: str, files: list[str], options, log: Log, work) -> object:
+    """Do a part in the first run on a machine; later ones take over its answer and files."""
+    answer = options.state / f"{part}-done.json"
+    if answer.is_file():
+        for name in files:
+            if (options.state / name).is_file():
+                shutil.copy2(options.state / name, options.out / name)
+        log(f"{part}: done by an earlier run on this machine")
+        return json.loads(answer.read_text())
+    result = attempt(log, part, work)
+    for name in files:
+        if (options.out / name).is_file():
+            shutil.copy2(options.out / name, options.state / name)
+    answer.write_text(json.dumps(result if result is not None else {}))
+    return result or {}
 
 
 def attempt(log: Log, what: str, work) -> object:
@@ -140,9 +159,10 @@ def device_name() -> str:
 def check(study, options, log: Log) -> dict:
     """A few dozen steps of every method, in bfloat16; returns the speed switches that work for all.
 
-    A mode is taken if it trains every method to a finite and falling loss, and one that agrees with
-    the eager mode's where both began from the same weights.  Kept is the one that would be first
-    through a whole plain training, its compilation included.
+    A mode is taken if it trains to a finite and falling loss, and one that agrees with the eager mode's
+    where both began from the same weights: every method eagerly, those of the study as CUDA graphs, and
+    compiled one without exits and one with, since only the network is compiled.  Kept is the mode that
+    would be first through a whole plain training, its compilation included.
     """
     import torch
 
@@ -150,21 +170,16 @@ def check(study, options, log: Log) -> dict:
 
     modes = [{"compile": False, "cuda_graphs": False}]
     if not options.cpu:
-        modes += [
-            {"compile": False, "cuda_graphs": True},
-            {"compile": True, "cuda_graphs": False},
-            {"compile": True, "cuda_graphs": True},
-        ]
+        modes += [{"compile": False, "cuda_graphs": True}, {"compile": True, "cuda_graphs": True}]
     found, speed, eager = [], {}, {}
     size, steps = (8, 12) if options.cpu else (32, 24)
     for number, mode in enumerate(modes):
         recipe = changed(study.recipe, **mode, precision="bfloat16", epochs=1000, warmup_epochs=0, learning_rate=0.02)
+        if number and elapsed() > CHECK_SHARE * options.seconds:
+            log(f"mode {mode}: left out, the time for it is over")
+            break
         right = True
-        for name in methods.names():
-            wanted = number == 0 or name in study.all_methods
-            if not wanted or (number and elapsed() > CHECK_SHARE * options.seconds):
-                right = right and not wanted
-                continue
+        for name in [methods.names(), study.all_methods, ["plain", "byot"]][number]:
             entry = {"method": name, **mode}
             try:
                 entry |= short_run(study, recipe, name, size, steps)

@@ -2,7 +2,7 @@
 
     python benchmarks/kill_resume.py [KILLS] [METHOD ...]
 
-digits, 300 epochs, two methods at a time; every method that needs no teacher, and DR-KD with its own.  The
+Digits, 150 epochs, two methods at a time; every method that needs no teacher, and DR-KD with its own.  The
 moments are uniform over the time that an undisturbed run takes, loading of PyTorch included.  Prints a
 Markdown table; exit code 1 if a byte differs.
 """
@@ -31,9 +31,7 @@ EPOCHS = 150
 
 def main(kills: int, names: list[str]) -> int:
     print(f"n = {kills} kills a method, {EPOCHS} epochs of digits, {datetime.date.today()}\n")
-    print(
-        "| method | equal to the byte | killed before the first checkpoint | resumed at step (median of those that had one; the last is 600) |"
-    )
+    print("| method | equal to the byte | killed before the first checkpoint | median step resumed at, of 600 |")
     print("| --- | --- | --- | --- |")
     wrong = 0
     with tempfile.TemporaryDirectory() as base, ThreadPoolExecutor(max_workers=2) as pool:
