@@ -19,6 +19,7 @@ from selfdistill import methods
 from selfdistill.data.prepared import Dataset
 from selfdistill.data.vision import import_torchvision
 from selfdistill.models.trained import build
+from selfdistill.training.distributed import ALONE
 from selfdistill.training.engine import Run, Split, stream_for_graphs
 from selfdistill.training.plan import derived_seed
 from selfdistill.training.source import Resident
@@ -75,8 +76,6 @@ def ours(task: Task) -> tuple[Loop, Run]:
     images, labels = task.images.to(task.device), task.labels.to(task.device)
     validation = Split(images[:2], labels[:2])  # next to nothing: the other loops have no validation
     teacher = task.network(False).eval().requires_grad_(False) if "teacher" in task.rule.needs else None
-    from selfdistill.training.distributed import World
-
     run = Run(
         task.rule,
         lambda seed: task.network(),
@@ -86,16 +85,15 @@ def ours(task: Task) -> tuple[Loop, Run]:
         task.recipe,
         0,
         teacher,
-        World(),
+        ALONE,
     )
-    stream = stream_for_graphs(run)
 
     def epoch() -> None:
         for _ in run.steps():
             pass
 
     def loop() -> float:
-        with stream:
+        with stream_for_graphs(run):
             return timed(task.device, epoch)
 
     return loop, run

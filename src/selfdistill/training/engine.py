@@ -9,8 +9,8 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +144,7 @@ class Run:
         self.teacher = self.given_teacher = teacher
         self.rate, self.progress = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         seed_global_generators(derived_seed(seed, f"global/{world.rank}" if world.rank else "global"))
+        self.stream = torch.cuda.Stream() if self.graphs else None
         self.begin_phase()
 
     # ---- phases ----
@@ -468,13 +469,19 @@ def set_global_generators(tensors: dict[str, Tensor], other: dict, device: torch
     np.random.set_state(tuple(other["numpy"]))
 
 
-def stream_for_graphs(run: Run):
-    """A CUDA graph is captured on the stream on which everything before it ran, and not on the default one."""
+@contextmanager
+def stream_for_graphs(run: Run) -> Iterator[None]:
+    """A CUDA graph is captured on the stream on which everything before it ran, and not on the default one.
+
+    What runs on either waits for the other at both ends: PyTorch's streams do not wait by themselves.
+    """
     if not run.graphs:
-        return nullcontext()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    return torch.cuda.stream(stream)
+        yield
+        return
+    with torch.cuda.stream(run.stream):
+        torch.cuda.synchronize()
+        yield
+        torch.cuda.synchronize()
 
 
 def print_by_first(world: World, text: str) -> None:
