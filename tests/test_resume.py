@@ -250,6 +250,7 @@ def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(study, tmp_
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "File too large" in line
+    assert str(tmp_path) in line
     assert "the same command goes on" in line
     assert {p: p.read_bytes() for p in tmp_path.glob("*/*")} == before
 

@@ -74,8 +74,9 @@ def train_cell(
             "code_sha256": code_sha256(),
         }
         checkpoints = Checkpoints(checkpoint_folder(study, inputs, taught_record, device))
-        for needed in (folder, checkpoints.folder):  # to know before the work, not after it
-            writable(needed)
+        if world.rank == 0:  # it alone writes; to know before the work, not after it
+            for needed in (folder, checkpoints.folder):
+                writable(needed)
 
         trained = engine.train(
             rule,
