@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from selfdistill import __version__
@@ -50,11 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, help: str, description: str, epilog: str | None = None):
-        sub = commands.add_parser(name, help=help, description=description, epilog=epilog)
-        sub.set_defaults(run=run)
-        return sub
-
+    command = partial(add_command, commands)
     sub = command(
         "fetch",
         fetch,
@@ -176,6 +173,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_command(commands, name: str, run, help: str, description: str, epilog: str | None = None):
+    """A sub-command that `run` carries out; returns its parser."""
+    sub = commands.add_parser(name, help=help, description=description, epilog=epilog)
+    sub.set_defaults(run=run)
+    return sub
+
+
 RECORDS = (
     "runs made on another machine: pack, import, list",
     "Carry runs between machines. `export` packs the records of this checkout's runs, with what each said of its "
@@ -191,11 +195,7 @@ def add_records(records: argparse.ArgumentParser) -> None:
     """The sub-commands of `records`."""
     actions = records.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def action(name: str, run, help: str, description: str, epilog: str | None = None):
-        sub = actions.add_parser(name, help=help, description=description, epilog=epilog)
-        sub.set_defaults(run=run)
-        return sub
-
+    action = partial(add_command, actions)
     sub = action(
         "export",
         export_records,
