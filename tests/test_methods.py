@@ -23,6 +23,8 @@ from selfdistill.training.losses import mixed_cross_entropy, smoothed_cross_entr
 from selfdistill.training.method import Step
 
 N, K, D = 6, 5, 7
+NEEDS = {"exits", "teacher", "average", "companion", "views", "mates", "pairs", "memory", "last_batch", "partners"}
+NEEDS |= {"host"}
 
 
 def softmax(z):
@@ -212,29 +214,39 @@ def test_mixed_and_smoothed_cross_entropy_by_hand(draw, targets):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_trains_a_network_by_hand(name):
-    """One step in a bare loop lowers the method's own loss, and every term is a named finite scalar."""
+    """Some steps in a bare loop lower the method's own loss, and every term is a named finite scalar."""
     method = methods.load(name)()
-    network = build("resnet10-slim", channels=1, classes=K, size=(8, 8), exits="exits" in method.needs, seed=1)
+    network, other, peer = (
+        build("resnet10-slim", channels=1, classes=K, size=(8, 8), exits="exits" in method.needs, seed=seed)
+        for seed in (1, 2, 3)
+    )
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % K
     with torch.no_grad():
-        teacher = network(images) if "teacher" in method.needs else None
-        teacher_of_pairs, past = network(images.flip(0)), torch.randn(20, K, generator=generator)
-    partners = labels.flip(0)
+        teacher = other(images) if {"teacher", "average"} & method.needs else None
+        pair, past = network(images.flip(0)), torch.randn(20, K, generator=generator)
+    companion = method.companion(network(images), teacher, lambda: peer)
     method.phases(10)
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    parameters = [*network.parameters(), *(companion.parameters() if companion else ())]
+    optimiser = torch.optim.SGD(parameters, lr=1e-4)
 
     def step():
-        views = network(torch.cat([images, images.flip(3)])).chunks(2)
-        seen = Step(images, labels, views[0], teacher, torch.tensor(0.5), views, partner_targets=partners)
-        seen.pair, seen.past, seen.share = teacher_of_pairs, past, torch.full((20,), 0.7)
-        terms = method.terms(seen)
+        views = network(torch.cat([images, images.flip(3)])).split([20, 20])
+        seen = Step(images, labels, views[0], teacher, torch.tensor(0.5), views, pair=pair, past=past)
+        seen.partner_targets, seen.share = labels.flip(0), torch.full((20,), 0.7)
+        seen.companion = companion and companion(images, views[0])
+        seen.mates = [views[1]] * getattr(method, "mates", 0)
+        seen.last, seen.last_targets, seen.last_logits, seen.last_batch_size = views[1], labels, past, 20
+        terms = method(seen)
         assert all(re.fullmatch("[a-z_]+", n) and t.ndim == 0 and t.isfinite() for n, t in terms.items())
         return sum(terms.values())
 
     first = step()
-    first.backward()
-    optimiser.step()
+    for _ in range(3):
+        optimiser.zero_grad()
+        loss = step()
+        loss.backward()
+        optimiser.step()
     assert step() < first
 
 
@@ -242,7 +254,7 @@ def test_every_method_trains_a_network_by_hand(name):
 def test_every_method_says_what_it_is(name):
     about, card = methods.about(name), methods.card(name)
     assert {"class", "title", "name", "paper", "group", "needs", "hyper"} <= set(about)
-    assert set(about["needs"]) <= {"exits", "teacher", "views", "pairs", "memory", "partners", "host"}
+    assert set(about["needs"]) <= NEEDS
     for key, spec in about["hyper"].items():
         assert {"default", "meaning", "source"} <= set(spec), key
         assert "allowed" in spec or "choices" in spec or isinstance(spec["default"], bool)

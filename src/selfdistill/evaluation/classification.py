@@ -37,3 +37,9 @@ def exit_metrics(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
 def ensemble(logits: Tensor) -> Tensor:
     """The mean of all exits' logits, N x K, as in the journal code of BYOT; logits: exits x N x K."""
     return logits.double().mean(dim=0)
+
+
+def mean_opinion(logits: Tensor) -> Tensor:
+    """The logarithm of the networks' mean probabilities, N x K, as born-again networks are ensembled;
+    logits: networks x N x K."""
+    return logits.double().softmax(dim=2).mean(dim=0).log()

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset, read_split
-from selfdistill.evaluation.classification import ensemble, exit_metrics, metrics
+from selfdistill.evaluation.classification import ensemble, exit_metrics, mean_opinion, metrics
 from selfdistill.files import write_atomically
 from selfdistill.models.trained import load_network, predict, run_folder
 from selfdistill.training import determinism
@@ -26,9 +27,11 @@ def evaluate_method(study, *, model: str, method: str) -> None:
 def evaluate_run(results: Path, model: str, method: str, seed: int, images: Tensor, labels: Tensor) -> None:
     """Predict with both weights of one run; images uint8 N x C x H x W, labels int64 N, on one device.
 
-    predictions/<model>/<method>/<seed>.safetensors: `last` and `validation`, exits x N x K floats,
-    and `labels`.  records/<model>/<method>/<seed>.json: run.json, the history, and the test metrics
-    of the last epoch and of the epoch chosen on validation.
+    predictions/<model>/<method>/<seed>.safetensors: `last`, `validation` and each of the run's members
+    (earlier generations, a running average, a peer), exits x N x K floats, and `labels`.
+    records/<model>/<method>/<seed>.json: run.json, the history, and the test metrics of the last epoch
+    and of the epoch chosen on validation; for `last`, those of each member's deepest exit and of all
+    together, too.
     """
     folder = run_folder(results, model, method, seed)
     tensors, test = {"labels": labels.cpu()}, {}
@@ -39,6 +42,16 @@ def evaluate_run(results: Path, model: str, method: str, seed: int, images: Tens
         test[selection] = {"exits": exit_metrics(logits, labels.cpu())}
         if len(logits) > 1:
             test[selection]["ensemble"] = metrics(ensemble(logits), labels.cpu())
+    members = record["members"]
+    for name in members:
+        network, _ = load_network(folder, str(images.device), name)
+        tensors[name] = predict(network, dataset, images).cpu()
+    if members:
+        deepest = [tensors[name][-1] for name in (*members, "last")]
+        test["last"]["members"] = {
+            **{name: metrics(z, labels.cpu()) for name, z in zip(members, deepest, strict=False)},
+            "together": metrics(mean_opinion(torch.stack(deepest)), labels.cpu()),
+        }
     cell = Path(model) / method / str(seed)
     content = save({name: t.contiguous() for name, t in tensors.items()})
     write_atomically(results / "predictions" / f"{cell}.safetensors", content)

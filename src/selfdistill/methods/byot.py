@@ -1,10 +1,14 @@
-"""BYOT, "Be Your Own Teacher" (Zhang et al., ICCV 2019, arXiv 1905.08094), conference reading."""
+"""BYOT, "Be Your Own Teacher" (Zhang et al., ICCV 2019, arXiv 1905.08094): the conference paper's reading
+and the journal code's."""
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.models.sections import Outputs
+from selfdistill.training.losses import soft_cross_entropy, softened_kl
+from selfdistill.training.method import Method, sum_over_images
 
 ABOUT = {
     "class": "BYOT",
@@ -13,7 +17,14 @@ ABOUT = {
     "paper": "1905.08094",
     "group": "the four papers",
     "needs": ["exits"],
+    "cost": 1.0,
     "hyper": {
+        "reading": {
+            "default": "conference",
+            "choices": ["conference", "journal"],
+            "meaning": "the loss: the ICCV paper's, or that of the authors' public code (journal version)",
+            "source": "the paper's tables are the conference's; the journal code reaches others by another recipe",
+        },
         "alpha": {
             "default": 0.3,
             "allowed": [0.0, 1.0],
@@ -23,7 +34,7 @@ ABOUT = {
         "hint": {
             "default": 0.03,
             "allowed": [0.0, 1000.0],
-            "meaning": "lambda, weight of the squared feature distance to the deepest exit",
+            "meaning": "lambda, weight of the feature distance to the deepest exit",
             "source": "the paper gives none; journal code train.py @47ca93b",
         },
         "temperature": {
@@ -34,7 +45,7 @@ ABOUT = {
         },
         "t_squared": {
             "default": False,
-            "meaning": "multiply the KL term by T^2",
+            "meaning": "multiply the distillation term by T^2",
             "source": "none in the paper's formula and the journal code; three re-implementations have it",
         },
     },
@@ -51,7 +62,7 @@ def byot_terms(
     temperature: float,
     t_squared: bool,
 ) -> dict[str, Tensor]:
-    """Equations 1 to 5 of the paper, summed over the shallow exits i < C.
+    """The conference reading: equations 1 to 5 of the paper, summed over the shallow exits i < C.
 
         CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha KL(q_C || q_i) + lambda |F_i - F_C|^2
 
@@ -71,14 +82,64 @@ def byot_terms(
     }
 
 
+def byot_journal_terms(
+    logits: list[Tensor],
+    adapted: list[Tensor],
+    deepest_feature: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float,
+    hint: float,
+    temperature: float,
+    t_squared: bool,
+    batch_sum: Callable[[Tensor], Tensor] = sum_over_images,
+) -> dict[str, Tensor]:
+    """The journal code's reading (ArchipLab, train.py @47ca93b), summed over the shallow exits i < C.
+
+        CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha SCE(q_i, q_C) + lambda sum_{i < C - 1} |A_i - F_C|
+
+    SCE is the soft cross-entropy at T.  adapted: the C - 1 features N x D behind their linear adaptation
+    layers, shallow to deep; deepest_feature: N x D.  |.| is the l2 norm of the whole batch's difference,
+    neither squared nor averaged, so that it grows with the root of N; the deepest shallow exit's is left
+    out, as the code does (its comment speaks of the shallowest).
+    """
+    *shallow, deepest = logits
+    soft = (deepest.detach() / temperature).softmax(dim=1)
+    scale = temperature**2 if t_squared else 1.0
+    squares = [batch_sum((a - deepest_feature.detach()).square().sum(dim=1)) for a in adapted[:-1]]
+    return {
+        "deepest_cross_entropy": F.cross_entropy(deepest, targets),
+        "shallow_cross_entropy": (1 - alpha) * sum(F.cross_entropy(z, targets) for z in shallow),
+        "distillation": alpha * scale * sum(soft_cross_entropy(z / temperature, soft) for z in shallow),
+        # the root's slope is infinite at 0; there the norm's gradient is 0, as torch.dist has it
+        "hint": hint * sum((s.clamp(min=1e-30).sqrt() for s in squares), deepest.new_zeros(())),
+    }
+
+
+class Adaptation(nn.Module):
+    """The journal code's linear layers, one a shallow exit, on the features that exits are compared by."""
+
+    def __init__(self, student: Outputs) -> None:
+        super().__init__()
+        width = student.features[-1].shape[1]
+        self.layers = nn.ModuleList(nn.Linear(f.shape[1], width) for f in student.features[:-1])
+
+    def forward(self, images: Tensor, student: Outputs) -> Outputs:
+        return Outputs([], [layer(f) for layer, f in zip(self.layers, student.features, strict=False)], [])
+
+
 class BYOT(Method):
+    @property
+    def needs(self):
+        return super().needs | ({"companion"} if self.reading == "journal" else set())
+
+    def companion(self, student, teacher, fresh):
+        return Adaptation(student)
+
     def terms(self, step):
-        return byot_terms(
-            step.student.logits,
-            step.student.features,
-            step.targets,
-            alpha=self.alpha,
-            hint=self.hint,
-            temperature=self.temperature,
-            t_squared=self.t_squared,
-        )
+        weights = {name: getattr(self, name) for name in ("alpha", "hint", "temperature", "t_squared")}
+        logits, features = step.student.logits, step.student.features
+        if self.reading == "conference":
+            return byot_terms(logits, features, step.targets, **weights)
+        adapted = step.companion.features
+        return byot_journal_terms(logits, adapted, features[-1], step.targets, **weights, batch_sum=step.batch_sum)

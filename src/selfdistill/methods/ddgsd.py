@@ -13,6 +13,7 @@ ABOUT = {
     "paper": None,
     "group": "teacher-free rivals",
     "needs": ["views"],
+    "cost": 1.0,
     "hyper": {
         "temperature": {
             "default": 3.0,
@@ -32,6 +33,11 @@ ABOUT = {
             "meaning": "weight of the squared distance of the views' mean features",
             "source": "Self-KD-Lib methods/ddsgd.py @ede3062",
         },
+        "as_self_kd_lib": {
+            "default": False,
+            "meaning": "halve the cross-entropy once more, and compare the features' means over images and entries",
+            "source": "Self-KD-Lib methods/ddsgd.py @ede3062; false: the paper's abstract form, recalled",
+        },
     },
 }
 
@@ -44,29 +50,28 @@ def ddgsd_terms(
     temperature: float,
     weight: float,
     feature_weight: float,
+    as_self_kd_lib: bool = False,
 ) -> dict[str, Tensor]:
     """mean of CE(z_a, y), CE(z_b, y) + T^2 (KL(b || a) + KL(a || b)) + mu |mean f_a - mean f_b|^2.
 
     logits: two of N x K, one a view, the target of a KL detached; apart: D, the difference of the mean
-    features of the two views.
+    features of the two views.  as_self_kd_lib: as that code computes it, half the cross-entropy, and the
+    square of `apart`'s mean in place of its squared norm.
     """
     a, b = logits
     mutual = softened_kl(a, b, temperature) + softened_kl(b, a, temperature)
+    cross_entropy = (F.cross_entropy(a, targets) + F.cross_entropy(b, targets)) / 2
+    features = apart.mean().square() if as_self_kd_lib else apart.square().sum()
     return {
-        "cross_entropy": (F.cross_entropy(a, targets) + F.cross_entropy(b, targets)) / 2,
+        "cross_entropy": cross_entropy / 2 if as_self_kd_lib else cross_entropy,
         "mutual": weight * temperature**2 * mutual,
-        "features": feature_weight * apart.square().sum(),
+        "features": feature_weight * features,
     }
 
 
 class DDGSD(Method):
     def terms(self, step):
         one, other = (view.features[-1] for view in step.views)
-        return ddgsd_terms(
-            [view.logits[-1] for view in step.views],
-            step.batch_mean(one - other),
-            step.targets,
-            temperature=self.temperature,
-            weight=self.weight,
-            feature_weight=self.feature_weight,
-        )
+        logits = [view.logits[-1] for view in step.views]
+        hyper = {name: getattr(self, name) for name in ABOUT["hyper"]}
+        return ddgsd_terms(logits, step.batch_mean(one - other), step.targets, **hyper)

@@ -14,6 +14,7 @@ ABOUT = {
     "paper": "1409.5185",
     "group": "controls",
     "needs": ["exits"],
+    "cost": 1.0,
     "hyper": {
         "weight": {
             "default": 1.0,

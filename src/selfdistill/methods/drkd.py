@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.training.losses import softened_kl
+from selfdistill.training.losses import kl_from, softened_kl, virtual_teacher
 from selfdistill.training.method import Method
 
 ABOUT = {
@@ -13,7 +13,14 @@ ABOUT = {
     "paper": "2201.11319",
     "group": "the four papers",
     "needs": ["teacher"],
+    "cost": 1.0,
     "hyper": {
+        "swap": {
+            "default": "teacher",
+            "choices": ["teacher", "student", "none"],
+            "meaning": "whose wrong top logit is exchanged with the label's; `none` is Tf-KD_self",
+            "source": "public code @6ccf070, swap_option; the paper's abstract rectifies the teacher",
+        },
         "alpha": {
             "default": 0.95,
             "allowed": [0.0, 1.0],
@@ -38,6 +45,23 @@ ABOUT = {
             "meaning": "mean divides the KL by batch and classes, batchmean by the batch alone",
             "source": "public code @6ccf070: nn.KLDivLoss() without arguments, hence mean",
         },
+        "combined": {
+            "default": False,
+            "meaning": "the public code's other loss, which adds Tf-KD's virtual teacher; alpha then has no effect",
+            "source": "public code @6ccf070, loss_kd_self_plus_regularization",
+        },
+        "reg_alpha": {
+            "default": 0.1,
+            "allowed": [0.0, 1.0],
+            "meaning": "of the combined loss: its cross-entropy weighs 1 - reg_alpha",
+            "source": "Tf-KD's ResNet18 JSON @d000ab3, which DR-KD's files copy",
+        },
+        "reg_temperature": {
+            "default": 20.0,
+            "allowed": [0.01, 1000.0],
+            "meaning": "of the combined loss: T of the virtual teacher",
+            "source": "Tf-KD's ResNet18 JSON @d000ab3, which DR-KD's files copy",
+        },
     },
 }
 
@@ -45,8 +69,9 @@ ABOUT = {
 def rectify(logits: Tensor, targets: Tensor) -> Tensor:
     """Exchange each row's largest logit with the label's; all others stay (section 3 of the paper).
 
-    A row whose label already is the largest stays as it is.  logits: N x K; targets: N; returns a
-    new N x K tensor: the public code writes into its argument, this does not.
+    A row whose label already is the largest stays as it is; of equal largest ones the first counts.
+    logits: N x K; targets: N; returns a new N x K tensor, through which gradients flow to where each
+    value came from: the public code writes into its argument, this does not.
     """
     label = targets.unsqueeze(1)
     top = logits.argmax(dim=1, keepdim=True)
@@ -62,28 +87,55 @@ def drkd_terms(
     temperature: float,
     multiplier: float,
     reduction: str,
+    swap: str = "teacher",
 ) -> dict[str, Tensor]:
-    """(1 - alpha) CE(z, y) + alpha T^2 m KL(softmax(rectify(v)/T) || softmax(z/T)).
+    """(1 - alpha) CE(z, y) + alpha T^2 m KL(softmax(v/T) || softmax(z/T)), v or z rectified first.
 
-    logits, teacher: N x K, of the student and of its trained, frozen twin.
+    logits, teacher: N x K, of the student and of its trained, frozen twin.  A rectified z enters the
+    cross-entropy, too.
     """
-    kl = softened_kl(logits, rectify(teacher, targets), temperature, reduction)
+    logits, teacher = exchanged(logits, teacher, targets, swap)
+    kl = softened_kl(logits, teacher, temperature, reduction)
     return {
         "cross_entropy": (1 - alpha) * F.cross_entropy(logits, targets),
         "rectified_distillation": alpha * temperature**2 * multiplier * kl,
     }
 
 
+def drkd_combined_terms(
+    logits: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    multiplier: float,
+    reduction: str,
+    swap: str,
+    reg_alpha: float,
+    reg_temperature: float,
+) -> dict[str, Tensor]:
+    """(1 - reg_alpha) CE + 0.45 m KL(u || softmax(z)) + 0.45 T^2 m KL(softmax(v/T) || softmax(z/T)), with
+    v or z rectified first and u Tf-KD's virtual teacher at reg_temperature; 0.45 stands in the code."""
+    logits, teacher = exchanged(logits, teacher, targets, swap)
+    virtual = virtual_teacher(logits, targets, 0.99, reg_temperature)
+    kl = softened_kl(logits, teacher, temperature, reduction)
+    return {
+        "cross_entropy": (1 - reg_alpha) * F.cross_entropy(logits, targets),
+        "rectified_distillation": 0.45 * temperature**2 * multiplier * kl,
+        "virtual_teacher": 0.45 * multiplier * kl_from(virtual, logits, reduction),
+    }
+
+
+def exchanged(logits: Tensor, teacher: Tensor, targets: Tensor, swap: str) -> tuple[Tensor, Tensor]:
+    student = rectify(logits, targets) if swap == "student" else logits
+    return student, rectify(teacher, targets) if swap == "teacher" else teacher
+
+
 class DRKD(Method):
     def terms(self, step):
         teacher = step.teacher.logits[-1]
         step.statistics["rectified_share"] = (teacher.argmax(dim=1) != step.targets).double().mean()
-        return drkd_terms(
-            step.student.logits[-1],
-            teacher,
-            step.targets,
-            alpha=self.alpha,
-            temperature=self.temperature,
-            multiplier=self.multiplier,
-            reduction=self.reduction,
-        )
+        keys = ["temperature", "multiplier", "reduction", "swap"]
+        keys += ["reg_alpha", "reg_temperature"] if self.combined else ["alpha"]
+        loss = drkd_combined_terms if self.combined else drkd_terms
+        return loss(step.student.logits[-1], teacher, step.targets, **{key: getattr(self, key) for key in keys})

@@ -13,6 +13,7 @@ ABOUT = {
     "paper": "1710.09412",
     "group": "controls",
     "needs": ["partners"],
+    "cost": 1.0,
     "hyper": {
         "alpha": {
             "default": 1.0,

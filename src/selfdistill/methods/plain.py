@@ -11,6 +11,7 @@ ABOUT = {
     "paper": None,
     "group": "controls",
     "needs": [],
+    "cost": 1.0,
     "hyper": {},
 }
 

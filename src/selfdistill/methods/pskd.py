@@ -1,8 +1,9 @@
 """PS-KD, progressive self-knowledge distillation (Kim et al., ICCV 2021, arXiv 2006.12000)."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.training.losses import smoothed_cross_entropy
+from selfdistill.training.losses import soft_cross_entropy
 from selfdistill.training.method import Method
 
 ABOUT = {
@@ -12,6 +13,7 @@ ABOUT = {
     "paper": "2006.12000",
     "group": "teacher-free rivals",
     "needs": ["memory"],
+    "cost": 1.0,
     "hyper": {
         "alpha": {
             "default": 0.8,
@@ -28,9 +30,8 @@ def progressive_cross_entropy(logits: Tensor, past: Tensor, targets: Tensor, sha
 
     logits: N x K; past: N x K logits of one epoch ago; share: a number or a tensor of no dimension.
     """
-    hard = smoothed_cross_entropy(logits, targets, 0.0)
-    soft = -(past.detach().softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    return (1 - share) * hard + share * soft
+    hard = F.cross_entropy(logits, targets)
+    return (1 - share) * hard + share * soft_cross_entropy(logits, past.softmax(dim=1))
 
 
 class PSKD(Method):
@@ -41,6 +42,6 @@ class PSKD(Method):
     def terms(self, step):
         logits = step.student.logits[-1]
         if step.past is None:  # the first epoch learns from the labels alone
-            return {"cross_entropy": smoothed_cross_entropy(logits, step.targets, 0.0)}
+            return {"cross_entropy": F.cross_entropy(logits, step.targets)}
         share = self.alpha * (step.progress + 1 / self.epochs)
         return {"cross_entropy": progressive_cross_entropy(logits, step.past, step.targets, share)}

@@ -20,17 +20,30 @@ ABOUT = {
     "paper": "2103.07350",
     "group": "the four papers",
     "needs": ["host"],
+    "cost": 1.0,
     "hyper": {
         "feature_weight": {
             "default": 1.0,
             "allowed": [0.0, 1000.0],
-            "meaning": "beta, weight of the summed EMD-l2 terms",
+            "meaning": "beta, weight of the summed feature distances",
             "source": "our choice",
+        },
+        "distance": {
+            "default": "emd",
+            "choices": ["emd", "cdf"],
+            "meaning": "emd: earth mover's distance of local descriptors, exact; cdf: the cheap one of spatial energy",
+            "source": "our reading of the abstract's EMD-l2",
         },
         "smoothing": {
             "default": 0.1,
             "allowed": [0.0, 1.0],
-            "meaning": "epsilon that the dynamic label smoothing ends with; it grows linearly from 0",
+            "meaning": "epsilon that the dynamic label smoothing grows to",
+            "source": "our choice; the abstract names dynamic label smoothing without a schedule",
+        },
+        "dynamics": {
+            "default": "linear",
+            "choices": ["linear", "posterior"],
+            "meaning": "epsilon grows linearly with the epochs, or with the network's own probability of the label",
             "source": "our choice; the abstract names dynamic label smoothing without a schedule",
         },
     },
@@ -62,12 +75,33 @@ def emd_l2(shallow: Tensor, deep: Tensor) -> Tensor:
     return cost.gather(2, torch.from_numpy(flow).to(cost.device).unsqueeze(2)).mean()
 
 
+def cdf_l2(shallow: Tensor, deep: Tensor) -> Tensor:
+    """The cheap alternative: sum over positions of (CDF_shallow - CDF_deep)^2, averaged over N.
+
+    The squared EMD of two distributions on a line: of the feature maps' energy (all channels to one: the
+    mean of F^2) over the deeper map's positions, read row by row, of total 1.  Shapes as in `emd_l2`.
+    """
+
+    def cumulated(features: Tensor) -> Tensor:
+        energy = F.adaptive_avg_pool2d(features.square().mean(dim=1), tuple(deep.shape[-2:])).flatten(1)
+        return (energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-12)).cumsum(dim=1)
+
+    return (cumulated(shallow) - cumulated(deep.detach())).square().sum(dim=1).mean()
+
+
 class SD(Method):
+    @property
+    def needs(self):
+        return super().needs if self.distance == "emd" else frozenset()
+
     def terms(self, step):
         *shallow, deepest = step.student.maps
+        logits, targets = step.student.logits[-1], step.targets
+        grown = step.progress
+        if self.dynamics == "posterior":
+            grown = logits.detach().softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+        distance = emd_l2 if self.distance == "emd" else cdf_l2
         return {
-            "cross_entropy": smoothed_cross_entropy(
-                step.student.logits[-1], step.targets, self.smoothing * step.progress
-            ),
-            "local_features": self.feature_weight * sum(emd_l2(f, deepest) for f in shallow),
+            "cross_entropy": smoothed_cross_entropy(logits, targets, self.smoothing * grown),
+            "local_features": self.feature_weight * sum(distance(f, deepest) for f in shallow),
         }

@@ -13,6 +13,7 @@ ABOUT = {
     "paper": "1811.07598",
     "group": "the four papers",
     "needs": [],
+    "cost": 1.0,
     "hyper": {
         "temperature": {
             "default": 3.0,
@@ -37,6 +38,12 @@ ABOUT = {
             "meaning": "stage II begins from freshly random weights",
             "source": "the paper's key ablation, recalled, unverified",
         },
+        "reference_mode": {
+            "default": "eval",
+            "choices": ["eval", "train"],
+            "meaning": "whether the reference normalises by its running statistics or by each batch's",
+            "source": "our choice; the paper's is not known",
+        },
     },
 }
 
@@ -46,7 +53,8 @@ def referenced_terms(
 ) -> dict[str, Tensor]:
     """Stage II: CE(z, y) + weight T^2 KL(softmax(reference/T) || softmax(z/T)).
 
-    logits, reference: N x K, of the network and of the frozen network that stage I ended with.
+    logits, reference: N x K, of the network and of the frozen network that stage I ended with, on the
+    same augmented images.
     """
     distillation = weight * temperature**2 * softened_kl(logits, reference, temperature)
     return {"cross_entropy": F.cross_entropy(logits, targets), "self_reference": distillation}
@@ -54,9 +62,12 @@ def referenced_terms(
 
 class SRDL(Method):
     def phases(self, epochs):
+        if epochs == 1:
+            return [Phase(1)]
         first = min(max(round(self.split * epochs), 1), epochs - 1)
-        second = Phase(epochs - first, restart=self.restart, learns_from_previous=True)
-        return [Phase(first), second] if epochs > 1 else [Phase(epochs)]
+        in_training_mode = self.reference_mode == "train"
+        second = Phase(epochs - first, self.restart, True, teacher_in_training_mode=in_training_mode)
+        return [Phase(first), second]
 
     def terms(self, step):
         logits = step.student.logits[-1]

@@ -1,5 +1,6 @@
 """A backbone cut into sections, with a classifier after each where a method wants exits."""
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,12 @@ class Outputs:
 
         return Outputs(*([whole(t) for t in part] for part in (self.logits, self.features, self.maps)))
 
-    def chunks(self, count: int) -> "list[Outputs]":
-        """The outputs of `count` batches of one size that went through the network together."""
-        if count == 1:
+    def split(self, sizes: list[int]) -> "list[Outputs]":
+        """The outputs of batches of these sizes that went through the network together."""
+        if len(sizes) == 1:
             return [self]
-        parts = [[t.chunk(count) for t in part] for part in (self.logits, self.features, self.maps)]
-        return [Outputs(*([t[i] for t in part] for part in parts)) for i in range(count)]
+        parts = [[t.split(sizes) for t in part] for part in (self.logits, self.features, self.maps)]
+        return [Outputs(*([t[i] for t in part] for part in parts)) for i in range(len(sizes))]
 
 
 class Exit(nn.Module):
@@ -92,9 +93,14 @@ class SectionedNetwork(nn.Module):
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            shapes = [m.shape for m in self.maps(torch.zeros(1, *input_shape))]
+            device = next(self.backbone.parameters()).device
+            shapes = [m.shape for m in self.maps(torch.zeros(1, *input_shape, device=device))]
         self.train(was_training)
         return shapes
+
+    @property
+    def section_count(self) -> int:
+        return len(self.backbone.sections)
 
     @property
     def exit_count(self) -> int:
@@ -108,26 +114,125 @@ class SectionedNetwork(nn.Module):
             found.append(x)
         return found
 
-    def _feature(self, exit_index: int, feature_map: Tensor) -> Tensor:
-        if exit_index < len(self.exits):
-            feature_map = self.exits[exit_index].bottleneck(feature_map)
-        return feature_map.mean(dim=(2, 3))
-
-    def _classifier(self, exit_index: int) -> nn.Module:
-        return self.exits[exit_index].classifier if exit_index < len(self.exits) else self.backbone.classifier
+    def whole(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Every section's map, what the backbone's classifier sees, N x D, and its logits, N x K."""
+        maps = self.maps(images)
+        feature = maps[-1].mean(dim=(2, 3))
+        return maps, feature, self.backbone.classifier(feature)
 
     def forward(self, images: Tensor) -> Outputs:
         """images: N x C x H x W floats."""
-        maps = self.maps(images)
-        features = [self._feature(i, m) for i, m in enumerate(maps[len(maps) - self.exit_count :])]
-        logits = [self._classifier(i)(f) for i, f in enumerate(features)]
-        return Outputs(logits, features, maps)
+        maps, deepest_feature, deepest_logits = self.whole(images)
+        features = [e.bottleneck(m).mean(dim=(2, 3)) for e, m in zip(self.exits, maps, strict=False)]
+        logits = [e.classifier(f) for e, f in zip(self.exits, features, strict=True)]
+        return Outputs([*logits, deepest_logits], [*features, deepest_feature], maps)
 
     def until(self, images: Tensor, exit_index: int) -> Tensor:
-        """The logits of one exit, N x K, running nothing that lies behind it."""
-        sections = len(self.backbone.sections) - self.exit_count + 1 + exit_index
-        feature_map = self.maps(images, sections)[-1]
-        return self._classifier(exit_index)(self._feature(exit_index, feature_map))
+        """The logits of one exit, N x K, running nothing that lies behind it.
+
+        exit_index: 0 for the shallowest to `exit_count` - 1; raises IndexError for another.
+        """
+        if not 0 <= exit_index < self.exit_count:
+            raise IndexError(
+                f"exit {exit_index}: this network has {self.exit_count}; allowed: 0 to {self.exit_count - 1}"
+            )
+        if exit_index == len(self.exits):
+            return self.whole(images)[2]
+        chosen = self.exits[exit_index]
+        return chosen.classifier(chosen.bottleneck(self.maps(images, exit_index + 1)[-1]).mean(dim=(2, 3)))
+
+
+class CutNetwork(SectionedNetwork):
+    """Any module as a backbone, cut after some of its modules, which are found by name.
+
+    The backbone runs as it is, and hooks look at what passes; so its own weights are trained, and what
+    it does between its last section and its classifier stays its own affair.
+    """
+
+    def __init__(self, backbone: nn.Module, sections: list[str], classifier: str, **arguments) -> None:
+        named = dict(backbone.named_modules())
+        for name in (*sections, classifier):
+            if name not in named:
+                close = difflib.get_close_matches(name, [n for n in named if n], n=3)
+                raise ValueError(f"no module {name!r} in {type(backbone).__name__}; the nearest: {', '.join(close)}")
+        self.section_names, self.classifier_name = list(sections), classifier
+        super().__init__(backbone, **arguments)
+
+    @property
+    def section_count(self) -> int:
+        return len(self.section_names)
+
+    def maps(self, images: Tensor, sections: int | None = None) -> list[Tensor]:
+        maps, _, _ = self._run(images, self.section_names[:sections], stop=True)
+        return maps
+
+    def whole(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        return self._run(images, self.section_names, stop=False)
+
+    def _run(
+        self, images: Tensor, sections: list[str], stop: bool
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """Run the backbone, or with `stop` only until the last of `sections` has been computed."""
+        seen: dict[str, Tensor] = {}
+
+        def look(name: str):
+            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+                seen[name] = output
+                seen[f"input of {name}"] = inputs[0]
+                if stop and name == sections[-1]:
+                    raise _Enough
+
+            return hook
+
+        watched = sections if stop else [*sections, self.classifier_name]
+        hooks = [self.backbone.get_submodule(name).register_forward_hook(look(name)) for name in watched]
+        logits = None
+        try:
+            logits = self.backbone(images)
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name in watched:
+            if name not in seen:
+                raise ValueError(f"{name}: this module does not run in the backbone's forward pass")
+        for name in sections:
+            if seen[name].ndim != 4:
+                raise ValueError(f"{name}: its output has shape {list(seen[name].shape)}; allowed: N x C x H x W")
+        return [seen[name] for name in sections], seen.get(f"input of {self.classifier_name}"), logits
+
+
+class _Enough(Exception):
+    """What was wanted of a forward pass has been computed."""
+
+
+def cut(
+    backbone: nn.Module,
+    sections: list[str],
+    *,
+    classifier: str,
+    input_shape: tuple[int, int, int],
+    exit_width: int | None = None,
+) -> CutNetwork:
+    """A backbone of torchvision, timm or your own, cut into sections after the modules of these names.
+
+    sections: shallow to deep, each the name of a module whose output is N x C x H x W; classifier: the
+    name of the linear layer that gives the logits; input_shape: C, H, W of the images.  With exit_width,
+    the width of their bottlenecks, every section but the last gets an exit that fits its map.  The
+    backbone is used, not copied.  Raises ValueError for a name that is not there or does not fit.
+
+    >>> network = cut(torchvision.models.resnet18(), ["layer1", "layer2", "layer3", "layer4"],
+    ...               classifier="fc", input_shape=(3, 224, 224), exit_width=128)
+    """
+    layer = dict(backbone.named_modules()).get(classifier)
+    if layer is not None and not isinstance(layer, nn.Linear):
+        raise ValueError(f"{classifier}: {type(layer).__name__} is no classifier; allowed: the last nn.Linear")
+    classes = layer.out_features if layer is not None else 0
+    network = CutNetwork(
+        backbone, sections, classifier, input_shape=input_shape, classes=classes, exit_width=exit_width
+    )
+    return network.to(next(backbone.parameters()).device)
 
 
 @contextmanager

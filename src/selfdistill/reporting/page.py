@@ -1,6 +1,7 @@
 """The page: tables, figures, parameters, hashes and hardware of a study in one file."""
 
 import base64
+import posixpath
 import re
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +31,7 @@ def write_page(study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
     frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
+    members = tables.member_table(records)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -42,9 +44,10 @@ def write_page(study, params: Path) -> None:
             "accuracy": sortable(tables.readable_accuracy(frames["accuracy"], bold, " ± ")),
             "exits": sortable(tables.readable_exits(frames["exits"], bold, " ± ")),
             "cost": sortable(tables.readable_cost(frames["cost"], bold, " ± ")),
+            "members": sortable(tables.readable_members(members, bold, " ± ")) if len(members) else None,
         },
         figures={name: (embedded(study.results / "figures" / f"{name}.svg"), text) for name, text in FIGURES.items()},
-        methods=[{"file": n, **methods.about(n)} for n in study.all_methods],
+        methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in study.all_methods],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,
         hardware=sortable(hardware_table(records)),
@@ -52,6 +55,11 @@ def write_page(study, params: Path) -> None:
         hosts=machines(records),
     )
     write_atomically(study.results / "index.html", page.encode())
+
+
+def card_address(root: str, method: str) -> str:
+    """Where a method's card lies, seen from results/index.html; root: the repository's top, seen from the study."""
+    return posixpath.normpath(f"../{root}/src/selfdistill/methods/{method}.md")
 
 
 def headline(accuracy: pd.DataFrame) -> str:

@@ -24,14 +24,16 @@ def write_tables(study) -> None:
     """Write results/tables and results/metrics.json."""
     records = read_records(study)
     folder = study.results / "tables"
+    members = member_table(records)
     accuracy = accuracy_table(records, study.selection, study.control)
     exits = exit_table(records, study.selection)
     cost = cost_table(records, accuracy, study.control)
-    for name, table, readable in (
+    written = [
         ("accuracy", accuracy, readable_accuracy),
         ("exits", exits, readable_exits),
         ("cost", cost, readable_cost),
-    ):
+    ]
+    for name, table, readable in written + ([("members", members, readable_members)] if len(members) else []):
         write_csv(folder / f"{name}.csv", table)
         write_text(folder / f"{name}.md", markdown(readable(table, bold_markdown, " ± ")))
         write_text(folder / f"{name}.tex", latex(readable(table, bold_latex, r" \pm "), name))
@@ -129,6 +131,26 @@ def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["model", "method", "title", "exit", "million_macs", "n", "accuracy", "half_width"]
     )
+
+
+MEMBERS = {"average": "average of weights", "peer": "peer", "together": "all together"}
+
+
+def member_table(records: list[dict]) -> pd.DataFrame:
+    """One row a model, method and network that its runs leave beside the last one (a generation, an average
+    of weights, a peer), the last one itself and the mean of all their probabilities; at the last epoch."""
+    rows = []
+    for model, method, group in by_method(records):
+        if not group[0].get("members"):
+            continue
+        own = [100 * deepest(r, "last")["accuracy"] for r in group]
+        tested = [r["test"]["last"]["members"] for r in group]
+        found = {name: [100 * t[name]["accuracy"] for t in tested] for name in tested[0]}
+        together = found.pop("together")
+        for name, accuracies in (*found.items(), ("the network", own), ("together", together)):
+            words = MEMBERS.get(name, name.replace("_", " "))
+            rows.append((model, method, group[0]["title"], words, len(group), *mean_interval(accuracies)))
+    return pd.DataFrame(rows, columns=["model", "method", "title", "member", "n", "accuracy", "half_width"])
 
 
 def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
@@ -272,6 +294,23 @@ def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
             "Method": table.title,
             "Exit": table.exit,
             "M MACs": [f"{m:.2f}" for m in table.million_macs],
+            "Seeds": table.n,
+            "Test accuracy (%)": [
+                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
+                for r, b in zip(rows, best, strict=True)
+            ],
+        },
+    )
+
+
+def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    best = table.groupby(["model", "method"]).accuracy.transform("max")
+    rows = list(table.itertuples())
+    return with_model(
+        table,
+        {
+            "Method": table.title,
+            "Network of a run": table.member,
             "Seeds": table.n,
             "Test accuracy (%)": [
                 bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)

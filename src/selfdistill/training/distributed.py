@@ -42,6 +42,17 @@ class World:
         """The sum over all processes, through which gradients flow back to each."""
         return values if self.size == 1 else SumOverProcesses.apply(values)
 
+    def rows_of_all(self, values: Tensor, count: int) -> tuple[Tensor, slice]:
+        """Rows that are shared out, `count` over all processes, put together without gradient; and where
+        this process's are."""
+        mine = self.share(0, count)
+        if self.size == 1:
+            return values.detach(), mine
+        together = values.new_zeros(count, *values.shape[1:])
+        together[mine] = values.detach()
+        dist.all_reduce(together)
+        return together, mine
+
     def most(self, value: int) -> int:
         """The largest of a small number over all processes."""
         if self.size == 1:
@@ -171,12 +182,17 @@ def synchronised(network: nn.Module, device: str) -> nn.Module:
     return network
 
 
-def shared(network: nn.Module) -> nn.Module:
-    """The network whose gradients are averaged over all processes while they are computed."""
+def shared(network: nn.Module, partly_used: bool) -> nn.Module:
+    """The network whose gradients are averaged over all processes while they are computed.
+
+    partly_used: whether a step may leave parameters without gradient.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     with warnings.catch_warnings():
         # the argument has another name from PyTorch 2.13 on, which 2.11 does not know
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         # no buffer is sent around: batch statistics are the same everywhere already
-        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partly_used
+        )

@@ -15,22 +15,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset
-from selfdistill.models.sections import SectionedNetwork
+from selfdistill.models.sections import Outputs, SectionedNetwork, seeded
 from selfdistill.models.trained import predict
 from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.cost import counted_flops
 from selfdistill.training.distributed import ALONE, World, shared, synchronised
 from selfdistill.training.graph import WARM_UP, GraphedStep
 from selfdistill.training.interruption import Interrupted, Interruption
-from selfdistill.training.method import Method, Phase, Step
+from selfdistill.training.method import Method, Peer, Phase, Step
 from selfdistill.training.optimiser import SGD
 from selfdistill.training.plan import Rows, derived_seed, draw_plan
 from selfdistill.training.schedule import learning_rate
 from selfdistill.training.source import Source, batches
+
+
+class MisfitError(ValueError):
+    """Network, teacher, method and data do not fit together; the message says which and what is allowed."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -48,13 +52,15 @@ class Split:
 @dataclass
 class Trained:
     """last: the network after the last epoch; validation_best: its state after the first epoch of
-    highest validation accuracy, `best_epoch`; history: one row an epoch; flops: of all training
-    steps, 2 a multiply-add; seconds: of training, what a killed process had done since its last
-    checkpoint left out."""
+    highest validation accuracy, `best_epoch`; members: states of other networks of the same form that
+    the method leaves (earlier generations, a running average, a peer), by name; history: one row an
+    epoch; flops: of all training steps, 2 a multiply-add; seconds: of training, what a killed process
+    had done since its last checkpoint left out."""
 
     last: SectionedNetwork
     validation_best: dict[str, Tensor]
     best_epoch: int
+    members: dict[str, dict[str, Tensor]]
     history: list[dict[str, float]]
     flops: int
     seconds: float
@@ -77,30 +83,33 @@ def train(
     """Train the network that `build(seed)` makes, or go on from the newest of `checkpoints`.
 
     recipe: `selfdistill.config.Recipe`.  teacher: a trained network, if the method needs one.
-    Raises NonFiniteLossError at the end of the epoch in which a term stopped being finite, and
-    Interrupted after the step in which `interruption` received a signal, with the state saved.
+    Raises MisfitError before any work, NonFiniteLossError at the end of the epoch in which a term stopped
+    being finite, and Interrupted after the step in which `interruption` received a signal, with the
+    state saved.
     """
     run = Run(method, build, dataset, training, validation, recipe, seed, teacher, world)
     if checkpoints and (found := checkpoints.newest()):
         run.restore(*found)
-        print_by_first(world, f"resumed at epoch {run.epoch + 1} of {recipe.epochs}, step {run.step + 1}")
+        print_by_first(world, f"resumed at epoch {run.epoch + 1} of {run.epochs}, step {run.step + 1}")
     bar = tqdm(
-        total=recipe.epochs,
+        total=run.epochs,
         initial=run.epoch,
         unit="epoch",
         disable=None if world.rank == 0 else True,
         leave=False,
     )
     with bar, stream_for_graphs(run):
-        while run.epoch < recipe.epochs:
+        while run.epoch < run.epochs:
             for _ in run.steps():
                 if run.step == 0:  # the epoch is over
                     row = run.history[-1]
                     bar.update()
                     bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{row['validation_accuracy']:.1%}")
-                if run.epoch < recipe.epochs:
+                if run.epoch < run.epochs:
                     save_or_stop(run, checkpoints, interruption)
-    return Trained(run.network, run.best_state, run.best_epoch, run.history, run.flops, run.seconds())
+    return Trained(
+        run.network, run.best_state, run.best_epoch, run.all_members(), run.history, run.flops, run.seconds()
+    )
 
 
 def save_or_stop(run: "Run", checkpoints: Checkpoints | None, interruption: Interruption | None) -> None:
@@ -123,6 +132,18 @@ def save_or_stop(run: "Run", checkpoints: Checkpoints | None, interruption: Inte
         raise Interrupted(f"stopped before {where}; {saved}", order - 1000)
 
 
+class Together(nn.Module):
+    """A network and its method's companion as one module: one forward pass, one set of gradients."""
+
+    def __init__(self, network: SectionedNetwork, companion: nn.Module) -> None:
+        super().__init__()
+        self.network, self.companion = network, companion
+
+    def forward(self, images: Tensor) -> tuple[Outputs, Outputs]:
+        outputs = self.network(images)
+        return outputs, self.companion(images, outputs)
+
+
 class Run:
     """A training run between two steps, and how it takes the next."""
 
@@ -133,6 +154,7 @@ class Run:
         self.normalise = dataset.normaliser(self.device)
         self.labels = source.labels.cpu()  # chance is drawn on the CPU, the same for every device
         self.phases = method.phases(recipe.epochs)
+        self.epochs = sum(phase.epochs for phase in self.phases)
         self.epoch = self.step = self.steps_done = 0
         self.history: list[dict[str, float]] = []
         self.best_accuracy, self.best_epoch, self.best_state = -1.0, 0, {}
@@ -141,11 +163,39 @@ class Run:
         self.names: list[str] = []
         self.table = self.sizes = torch.empty(0)
         self.network: SectionedNetwork | None = None
+        self.companion: nn.Module | None = None
+        self.members: dict[str, dict[str, Tensor]] = {}
         self.teacher = self.given_teacher = teacher
-        self.rate, self.progress = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        self.rate, self.progress, self.decay = (torch.zeros((), device=self.device) for _ in range(3))
         seed_global_generators(derived_seed(seed, f"global/{world.rank}" if world.rank else "global"))
         self.stream = torch.cuda.Stream() if self.graphs else None
         self.begin_phase()
+        if fault := next(self.misfits(), None):
+            raise MisfitError(f"{method.about['title']}: {fault}")
+
+    def misfits(self) -> Iterator[str]:
+        """Why this network, teacher, method and data cannot work together, in words."""
+        classes = len(self.dataset.classes)
+        for split, labels in (("training", self.labels), ("validation", self.validation.labels)):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                found = f"{int(labels.min())} to {int(labels.max())}"
+                yield f"{split} labels from {found}; allowed: 0 to {classes - 1}, one of {classes} classes"
+        for name, network in (("network", self.network), ("teacher", self.given_teacher)):
+            if network is not None and (known := self.dry_run(network).logits[-1].shape[1]) != classes:
+                yield f"the {name} knows {known} classes; allowed: {classes}, those of {self.dataset.name}"
+        if "exits" in self.method.needs and self.network.exit_count < 2:
+            yield "the network has 1 exit; allowed: 2 or more"
+        if "teacher" in self.method.needs and self.given_teacher is None:
+            yield "it learns from a trained network, and there is none"
+
+    def dry_run(self, network: SectionedNetwork) -> Outputs:
+        """What a network says of one black image, its state left alone."""
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            outputs = network(torch.zeros(1, self.dataset.channels, *self.dataset.size, device=self.device))
+        network.train(was_training)
+        return outputs
 
     # ---- phases ----
 
@@ -156,28 +206,65 @@ class Run:
             if self.epoch < before + phase.epochs:
                 return number, phase, self.epoch - before
             before += phase.epochs
-        raise ValueError(f"{type(self.method).__name__}: its phases have {before} epochs of {self.recipe.epochs}")
+        raise ValueError(f"epoch {self.epoch + 1} of {self.epochs}: all phases are over")
 
     def begin_phase(self) -> None:
         number, phase, _ = self.phase()
+        needs, recipe = self.method.needs, self.recipe
         if phase.learns_from_previous and self.network is not None:
-            self.teacher = frozen(self.network)
+            self.learn_from(self.network)
         if self.network is None or phase.restart:
-            self.network = self.build(derived_seed(self.seed, f"weights/{number}")).to(self.device)
-        recipe = self.recipe
+            self.network = self.fresh_network(f"weights/{number}")
+            self.companion = None
+        if "average" in needs:
+            self.learn_from(self.network)
+        if self.companion is None and "companion" in needs:
+            with seeded(derived_seed(self.seed, f"companion/{number}")):
+                self.companion = self.method.companion(
+                    self.dry_run(self.network),
+                    self.dry_run(self.teacher) if self.teacher is not None else None,
+                    lambda: self.fresh_network(f"weights of a peer/{number}"),
+                ).to(self.device)
+        trained = self.network if self.companion is None else Together(self.network, self.companion)
         self.optimiser = SGD(
-            self.network, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+            trained, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
         )
+        classes = len(self.dataset.classes)
         self.past = self.fresh = None
-        if "memory" in self.method.needs:
-            shape = len(self.labels), len(self.dataset.classes)
+        if "memory" in needs:
+            shape = len(self.labels), classes
             self.past, self.fresh = (torch.zeros(shape, device=self.device) for _ in range(2))
-        self.eager = self.network
+        self.last = torch.zeros(recipe.batch_size, classes, device=self.device) if "last_batch" in needs else None
+        self.eager = trained
         if self.world.size > 1:
-            self.eager = shared(synchronised(self.network, self.device.type))
+            self.eager = shared(synchronised(trained, self.device.type), partly_used="companion" in needs)
         # static shapes: the last, smaller batch of an epoch is compiled once, too
         self.forward = torch.compile(self.eager, dynamic=False) if recipe.compile else self.eager
         self.graphed, self.warm_steps = None, 0
+
+    def fresh_network(self, purpose: str) -> SectionedNetwork:
+        return self.build(derived_seed(self.seed, purpose)).to(self.device)
+
+    def learn_from(self, network: SectionedNetwork) -> None:
+        """Take a copy of this network as the teacher, in the mode that the phase asks for.
+
+        A running average normalises by the batch, as in the public code of Mean Teacher: the running
+        statistics of a network that it is no more would not fit it.
+        """
+        self.teacher = frozen(network)
+        if "average" in self.method.needs or self.phase()[1].teacher_in_training_mode:
+            self.teacher.train()
+            if self.world.size > 1:
+                self.teacher = synchronised(self.teacher, self.device.type)
+
+    def all_members(self) -> dict[str, dict[str, Tensor]]:
+        """The states of what is left beside the network, by name."""
+        found = dict(self.members)
+        if "average" in self.method.needs:
+            found["average"] = self.teacher.state_dict()
+        if isinstance(self.companion, Peer):
+            found["peer"] = self.companion.network.state_dict()
+        return found
 
     # ---- an epoch ----
 
@@ -192,7 +279,9 @@ class Run:
             batch_size=recipe.batch_size,
             crop_padding=recipe.crop_padding,
             views=2 if "views" in method.needs else 1,
+            mates=method.mates if "mates" in method.needs else 0,
             pairs="pairs" in method.needs,
+            last_batch="last_batch" in method.needs,
             mixing=method.alpha if "partners" in method.needs else None,
         )
         # one transfer an epoch and stream, none a step
@@ -204,15 +293,23 @@ class Run:
         remembers = phase_epoch > 0
         self.network.train()  # once an epoch: it walks through all modules, 0.2 ms
         self.progress.fill_(phase_epoch / phase.epochs)
-        for batch in batches(self.source, plan, mine[self.step :], recipe):
-            start, stop = cuts[self.step]
+        before = mine[self.step - 1] if self.step else None
+        for batch in batches(self.source, plan, mine[self.step :], recipe, before):
+            whole = cuts[self.step][1] - cuts[self.step][0]
             self.rate.fill_(self.learning_rate(phase, phase_epoch, self.step / len(cuts)))
-            row = self.take_step(batch, stop - start, number, remembers)
+            if "average" in method.needs:
+                # the plain mean of all states so far, until `decay` keeps more (Mean Teacher's public code)
+                steps = phase_epoch * len(cuts) + self.step + 1
+                self.decay.fill_(min(1 - 1 / (steps + 1), method.decay))
+            # steps of one kind cost the same: in a phase, with as many images, this batch's and the last one's
+            again = cuts[self.step - 1][1] - cuts[self.step - 1][0] if "last" in batch else 0
+            kind = f"{number}/{whole}/{again}"
+            row = self.take_step(batch, (whole, again), kind, remembers)
             if not len(self.table):
                 self.table = torch.zeros(len(cuts), len(row), dtype=torch.float64, device=self.device)
             self.table[self.step] = row * len(batch["targets"])
             self.sizes[self.step] = len(batch["targets"])
-            self.flops += self.step_flops[f"{number}/{stop - start}"]
+            self.flops += self.step_flops[kind]
             self.step += 1
             self.steps_done += 1
             if self.step == len(cuts):
@@ -253,10 +350,13 @@ class Run:
         if self.past is not None:
             self.past.copy_(self.world.sum(self.fresh))
             self.fresh.zero_()
-        if phase_epoch == 0:
-            self.graphed, self.warm_steps = None, 0  # with a memory, the next epoch's step is another one
-        if self.epoch < self.recipe.epochs and self.phase()[2] == 0:
-            self.begin_phase()
+            if phase_epoch == 0:
+                self.graphed, self.warm_steps = None, 0  # from now on the step has a past
+        if phase_epoch + 1 == phase.epochs:
+            if phase.kept:
+                self.members[f"phase_{number}"] = {k: v.clone() for k, v in self.network.state_dict().items()}
+            if self.epoch < self.epochs:
+                self.begin_phase()
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """What this epoch's steps logged, summed over their images, steps x names, and the numbers of images;
@@ -267,25 +367,25 @@ class Run:
 
     # ---- a step ----
 
-    def take_step(self, batch: Rows, whole: int, number: int, remembers: bool) -> Tensor:
-        """One step on this process's rows of a batch of `whole` images; returns what it logs, by `names`.
+    def take_step(self, batch: Rows, sizes: tuple[int, int], kind: str, remembers: bool) -> Tensor:
+        """One step on this process's rows of a batch; returns what it logs, by `names`.
 
-        The first step of each phase and batch size is not compiled and its operations are counted; the
-        others of its kind cost the same.
+        sizes: images of the whole batch, and of the last one where that comes again, else 0.  The first
+        step of each kind is not compiled and its operations are counted.
         """
-        key = f"{number}/{whole}"
-        if key not in self.step_flops:
-            with counted_flops(self.network, self.teacher) as counted:
-                row = self.compute(self.eager, batch, whole, remembers)
-            self.step_flops[key] = counted.total * whole // len(batch["targets"])
+        if kind not in self.step_flops:
+            with counted_flops(self.network, self.companion, self.teacher) as counted:
+                row = self.compute(self.eager, batch, sizes, remembers)
+            self.step_flops[kind] = sum(self.world.gather(counted.total))
             return row
-        if not self.graphs or whole != self.recipe.batch_size:
-            return self.compute(self.forward, batch, whole, remembers)
+        graphable = sizes[0] == self.recipe.batch_size and ("last" in batch or self.last is None)
+        if not self.graphs or not graphable:
+            return self.compute(self.forward, batch, sizes, remembers)
         if self.graphed is None and self.warm_steps < WARM_UP:
             self.warm_steps += 1
-            return self.compute(self.forward, batch, whole, remembers)
+            return self.compute(self.forward, batch, sizes, remembers)
         if self.graphed is None:
-            self.graphed = GraphedStep(lambda inputs: self.compute(self.forward, inputs, whole, remembers), batch)
+            self.graphed = GraphedStep(lambda inputs: self.compute(self.forward, inputs, sizes, remembers), batch)
         return self.graphed(batch)
 
     @property
@@ -302,50 +402,66 @@ class Run:
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.recipe.precision))
 
-    def compute(self, forward: Callable, batch: Rows, whole: int, remembers: bool) -> Tensor:
+    def compute(self, forward: Callable, batch: Rows, sizes: tuple[int, int], remembers: bool) -> Tensor:
         """Forward, loss, backward and update on a batch of uint8 images (see `source.batches`)."""
-        step = self.seen_by_method(forward, batch, whole, remembers)
-        terms = self.method.terms(step)
+        step = self.seen_by_method(forward, batch, sizes, remembers)
+        terms = self.method(step)
         loss = sum(terms.values())
         self.optimiser.zero_grad()
         # DistributedDataParallel averages over processes; rows are shared out unevenly by one at most
-        scale = len(step.targets) * self.world.size / whole
+        scale = len(step.targets) * self.world.size / step.batch_size
         (loss if scale == 1 else loss * scale).backward()
         self.optimiser.step(self.rate)
         if self.fresh is not None:
             self.fresh.index_copy_(0, batch["index"], step.student.logits[-1].detach())
+        if self.last is not None:
+            self.last[: len(step.targets)].copy_(step.student.logits[-1].detach())
+        if "average" in self.method.needs:
+            move_average(self.teacher, self.network, self.decay)
         correct = (step.student.logits[-1].argmax(dim=1) == step.targets).double().mean()
         named = {"loss": loss, **terms, **step.statistics, "training_accuracy": correct}
         self.names = list(named)
         return torch.stack([value.detach().double() for value in named.values()])
 
-    def seen_by_method(self, forward: Callable, batch: Rows, whole: int, remembers: bool) -> Step:
+    def seen_by_method(self, forward: Callable, batch: Rows, sizes: tuple[int, int], remembers: bool) -> Step:
         images, share = self.normalise(batch["main"]), None
         if "partner" in batch:
             partners = self.normalise(batch["partner"])
             images, share = self.method.mix(images, partners, batch["share"], batch["box"])
-        more = [self.normalise(batch[name]) for name in batch if name.startswith("view ")]
+        more = {n: self.normalise(b) for n, b in batch.items() if n.startswith(("view ", "mate ")) or n == "last"}
         taught = pair = None
         with self.autocast():
-            together = forward(torch.cat([images, *more]) if more else images)
+            together, beside = both(forward(torch.cat([images, *more.values()]) if more else images))
             with torch.no_grad():
                 if self.teacher is not None:
                     taught = self.teacher(images).float()
                 if "pair" in batch:
-                    pair = forward(self.normalise(batch["pair"])).float()
-        views = together.float().chunks(1 + len(more))
+                    pair = both(forward(self.normalise(batch["pair"])))[0].float()
+        rows = [len(images), *map(len, more.values())]
+        own, *others = together.float().split(rows)
+        found = dict(zip(more, others, strict=True))
         return Step(
             images=images,
             targets=batch["targets"],
-            student=views[0],
+            student=own,
             teacher=taught,
             progress=self.progress,
-            views=views,
+            phase=self.phase()[0],
+            companion=beside.float().split(rows)[0] if beside is not None else None,
+            views=[own, *(o for n, o in found.items() if n.startswith("view "))],
+            mates=[o for n, o in found.items() if n.startswith("mate ")],
             pair=pair,
             past=self.past[batch["index"]] if self.past is not None and remembers else None,
+            last=found.get("last"),
+            last_targets=batch.get("last_targets"),
+            last_logits=self.last[: len(batch["last"])] if "last" in batch else None,
             partner_targets=batch.get("partner_targets"),
             share=share,
-            batch_mean=lambda values: self.world.sum_with_gradient(values.sum(dim=0)) / whole,
+            batch_mean=lambda values: self.world.sum_with_gradient(values.sum(dim=0)) / sizes[0],
+            batch_sum=lambda values: self.world.sum_with_gradient(values.sum(dim=0)),
+            whole_batch=lambda values: self.world.rows_of_all(values, sizes[0]),
+            batch_size=sizes[0],
+            last_batch_size=sizes[1],
         )
 
     # ---- checkpoints ----
@@ -359,6 +475,9 @@ class Run:
         tensors |= {f"optimiser.{i}": v for i, v in enumerate(self.optimiser.buffers)}
         tensors |= {f"best.{k}": v for k, v in self.best_state.items()}
         tensors |= {f"method.{k}": v for k, v in self.method.state.items()}
+        tensors |= {f"member/{name}/{k}": v for name, state in self.members.items() for k, v in state.items()}
+        if self.companion is not None:
+            tensors |= {f"companion.{k}": v for k, v in self.companion.state_dict().items()}
         if self.teacher is not self.given_teacher:
             tensors |= {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
         if self.past is not None:
@@ -367,6 +486,10 @@ class Run:
             table, sizes = self.totals()
             stop_if_not_finite((table / sizes.unsqueeze(1))[: self.step], self.names, self.epoch + 1)
             tensors |= {"table": table, "sizes": sizes}
+            if self.last is not None:
+                before = min(self.recipe.batch_size, len(self.labels) - (self.step - 1) * self.recipe.batch_size)
+                mine = self.world.share(0, before)
+                tensors["last"] = self.world.rows_of_all(self.last[: mine.stop - mine.start], before)[0]
         chance = self.world.gather(global_generators(self.device))
         for rank, (generators, _) in enumerate(chance):
             tensors |= {f"chance.{rank}.{k}": v for k, v in generators.items()}
@@ -384,9 +507,14 @@ class Run:
         chance = state.pop("chance")
         for name, value in state.items():
             setattr(self, name, value)
-        self.network = None
+        self.network = self.companion = None
         self.begin_phase()
         self.network.load_state_dict(part("network"))
+        if self.companion is not None:
+            self.companion.load_state_dict(part("companion"))
+        for key in [k for k in tensors if k.startswith("member/")]:
+            _, name, tensor = key.split("/", 2)
+            self.members.setdefault(name, {})[tensor] = tensors[key].to(self.device)
         with torch.no_grad():
             for i, buffer in enumerate(self.optimiser.buffers):
                 buffer.copy_(tensors[f"optimiser.{i}"])
@@ -394,7 +522,7 @@ class Run:
             self.best_state = {k: best[k].to(self.device) for k in self.network.state_dict()}
         self.method.state = {k: v.to(self.device) for k, v in part("method").items()}
         if teacher := part("teacher"):
-            self.teacher = frozen(self.build(0).to(self.device))
+            self.learn_from(self.fresh_network("any"))
             self.teacher.load_state_dict(teacher)
         first = self.world.rank == 0  # sums over processes were saved; one process takes them up again
         if self.past is not None:
@@ -405,6 +533,9 @@ class Run:
                 tensors[name] if first else torch.zeros_like(tensors[name]) for name in ("table", "sizes")
             )
             self.table = self.table.to(self.device)
+        if "last" in tensors:
+            rows = tensors["last"][self.world.share(0, len(tensors["last"]))]
+            self.last[: len(rows)].copy_(rows)
         if self.world.rank < len(chance):
             set_global_generators(part(f"chance.{self.world.rank}"), chance[self.world.rank], self.device)
 
@@ -426,6 +557,18 @@ def stop_if_not_finite(table: Tensor, names: list[str], epoch: int) -> None:
 def frozen(network: SectionedNetwork) -> SectionedNetwork:
     """A copy that teaches: evaluation mode, no gradient."""
     return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, network: nn.Module, decay: Tensor) -> None:
+    """average <- decay average + (1 - decay) network, of the weights; decay: a tensor of no dimension."""
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+
+
+def both(answer: Outputs | tuple[Outputs, Outputs]) -> tuple[Outputs, Outputs | None]:
+    """What the network says, and its companion, if there is one."""
+    return answer if isinstance(answer, tuple) else (answer, None)
 
 
 def accuracy_of(

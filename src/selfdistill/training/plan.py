@@ -29,14 +29,18 @@ def draw_plan(
     batch_size: int,
     crop_padding: int,
     views: int = 1,
+    mates: int = 0,
     pairs: bool = False,
+    last_batch: bool = False,
     mixing: float | None = None,
 ) -> dict[str, Rows]:
     """The plan of one epoch over the images with these labels, int64 N on the CPU: streams of images
     by name, each a table of N rows.
 
     main: every image once.  "view 1" and so on, for more `views` than one: the same images, augmented
-    anew.  pair, with `pairs`: for each another image of the same class (itself where there is none).
+    anew.  "mate 1" to "mate `mates`", and pair, with `pairs`: for each another image of the same class
+    (itself where there is none).  last, with `last_batch`: the same images, augmented anew, to be served
+    one batch later.
     partner, with `mixing`, the alpha of a Beta distribution: the rows of main in another order within
     each batch, with share, N, drawn once a batch, and box, N x 2 in [0, 1), likewise.
     """
@@ -51,8 +55,13 @@ def draw_plan(
     plan = {"main": stream(images, "augmentation")}
     for view in range(1, views):
         plan[f"view {view}"] = stream(images, f"augmentation of view {view}")
+    for mate in range(1, mates + 1):
+        others = same_class(labels, images, chance(f"mate {mate}"))
+        plan[f"mate {mate}"] = stream(others, f"augmentation of mate {mate}")
     if pairs:
         plan["pair"] = stream(same_class(labels, images, chance("pair")), "augmentation of pairs")
+    if last_batch:
+        plan["last"] = stream(images, "augmentation of the last batch")
     if mixing is not None:
         partner, share, box = draw_mixing(len(labels), batch_size, mixing, derived_seed(seed, f"mixing/{epoch}"))
         plan["partner"] = {**rows(plan["main"], partner), "share": share, "box": box}

@@ -108,15 +108,17 @@ def write_run(
         for name, state in (
             ("weights", trained.last.state_dict()),
             ("validation_best", trained.validation_best),
+            *trained.members.items(),
         )
     }
     write_atomically(folder / "history.csv", as_csv(trained.history))
     record = {
         **inputs,
-        "sections": len(trained.last.backbone.sections),
+        "sections": trained.last.section_count,
         "weights_sha256": sha256["weights"],
         "validation_best_sha256": sha256["validation_best"],
         "validation_best_epoch": trained.best_epoch,
+        "members": {name: sha256[name] for name in trained.members},
         "cost": {
             "parameters": sum(p.numel() for p in trained.last.parameters()),
             "training_flops": round(trained.flops),

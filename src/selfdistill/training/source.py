@@ -50,14 +50,24 @@ def open_source(folder: Path, device: str) -> Source:
     return PackedSource(PackedSplit.read(folder, "train"), dataset.size, dataset.channels, device)
 
 
-def batches(source: Source, plan: dict[str, Rows], wanted: list[slice], recipe) -> Iterator[dict[str, Tensor]]:
+def batches(
+    source: Source, plan: dict[str, Rows], wanted: list[slice], recipe, before: slice | None = None
+) -> Iterator[dict[str, Tensor]]:
     """What a step is made from, batch by batch: the augmented uint8 images of each stream under its
-    name, `index` and `targets` (int64 N), and for a mixture `partner_targets`, `share` and `box`."""
-    served = [source.batches(stream, wanted, recipe) for stream in plan.values()]
-    for which, *images in zip(wanted, *served, strict=True):
+    name, `index` and `targets` (int64 N), for a mixture `partner_targets`, `share` and `box`, and where the
+    plan has a stream `last`, `last` and `last_targets` of the batch before.
+
+    before: the rows of the batch before the first that is wanted, None if there is none.
+    """
+    streams = {name: stream for name, stream in plan.items() if name != "last"}
+    served = [source.batches(stream, wanted, recipe) for stream in streams.values()]
+    earlier = [before, *wanted][: len(wanted)]
+    if "last" in plan:
+        again = source.batches(plan["last"], [r for r in earlier if r is not None], recipe)
+    for which, previous, *images in zip(wanted, earlier, *served, strict=True):
         batch = {
             name: augmented(pixels, stream, which, recipe)
-            for (name, stream), pixels in zip(plan.items(), images, strict=True)
+            for (name, stream), pixels in zip(streams.items(), images, strict=True)
         }
         batch["index"] = plan["main"]["image"][which]
         batch["targets"] = source.labels[batch["index"]]
@@ -65,6 +75,9 @@ def batches(source: Source, plan: dict[str, Rows], wanted: list[slice], recipe) 
             partner = rows(plan["partner"], which)
             batch |= {"partner_targets": source.labels[partner["image"]], "share": partner["share"]}
             batch["box"] = partner["box"]
+        if "last" in plan and previous is not None:
+            batch["last"] = augmented(next(again), plan["last"], previous, recipe)
+            batch["last_targets"] = source.labels[plan["last"]["image"][previous]]
         yield batch
 
 

@@ -1,0 +1,68 @@
+"""Tf-KD_self, teacher-free self-training (Yuan et al., CVPR 2020, arXiv 1909.11723)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfdistill.training.losses import softened_kl
+from selfdistill.training.method import Method
+
+ABOUT = {
+    "class": "TfKDSelf",
+    "title": "Tf-KD self",
+    "name": "Teacher-free knowledge distillation by self-training",
+    "paper": "1909.11723",
+    "group": "teacher-free rivals",
+    "needs": ["teacher"],
+    "cost": 1.0,
+    "hyper": {
+        "alpha": {
+            "default": 0.95,
+            "allowed": [0.0, 1.0],
+            "meaning": "weight of distillation; the cross-entropy weighs 1 - alpha",
+            "source": "public code @d000ab3, ResNet18's JSON",
+        },
+        "temperature": {
+            "default": 6.0,
+            "allowed": [0.01, 1000.0],
+            "meaning": "T of the softened distributions",
+            "source": "public code @d000ab3, ResNet18's JSON",
+        },
+        "multiplier": {
+            "default": 50.0,
+            "allowed": [0.0, 10000.0],
+            "meaning": "m, factor on the KL term",
+            "source": "public code @d000ab3, ResNet18's JSON",
+        },
+        "reduction": {
+            "default": "mean",
+            "choices": ["mean", "batchmean"],
+            "meaning": "mean divides the KL by batch and classes, batchmean by the batch alone",
+            "source": "public code @d000ab3: nn.KLDivLoss() without arguments, hence mean",
+        },
+    },
+}
+
+
+def tfkd_self_terms(
+    logits: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    multiplier: float,
+    reduction: str,
+) -> dict[str, Tensor]:
+    """(1 - alpha) CE(z, y) + alpha T^2 m KL(softmax(v/T) || softmax(z/T)), with
+    the public code's factors.  logits, teacher: N x K, of the student and of its trained, frozen twin."""
+    kl = softened_kl(logits, teacher, temperature, reduction)
+    return {
+        "cross_entropy": (1 - alpha) * F.cross_entropy(logits, targets),
+        "self_distillation": alpha * temperature**2 * multiplier * kl,
+    }
+
+
+class TfKDSelf(Method):
+    def terms(self, step):
+        hyper = {name: getattr(self, name) for name in ABOUT["hyper"]}
+        return tfkd_self_terms(step.student.logits[-1], step.teacher.logits[-1], step.targets, **hyper)
