@@ -46,9 +46,28 @@ def made_split(count: int, seed: int, device: str = "cpu") -> engine.Split:
     return engine.Split(*made_images(count, seed, device))
 
 
+# Readings that the defaults leave aside and that use the engine in another way: method, hyper-parameters
+VARIANTS = {
+    "byot, journal": ("byot", {"reading": "journal"}),
+    "srdl, reference in training mode": ("srdl", {"reference_mode": "train"}),
+    "srdl, no restart": ("srdl", {"restart": False}),
+    "sd, cheap": ("sd", {"distance": "cdf", "dynamics": "posterior"}),
+    "drkd, combined, student": ("drkd", {"combined": True, "swap": "student"}),
+    "fitnet, two stages": ("fitnet", {"two_stages": True}),
+    "snapshot, three cycles": ("snapshot", {"cycles": 3}),
+    "bake, one mate": ("bake", {"mates": 1}),
+}
+
+
+def variant(name: str):
+    """A method by name, or one of VARIANTS."""
+    method, hyper = VARIANTS.get(name, (name, {}))
+    return methods.load(method)(**hyper)
+
+
 def train(name: str, seed: int = 0, *, method=None, checkpoints=None, interruption=None, world=engine.ALONE, **changes):
     """A short training of a method on the made images; changes: to the recipe."""
-    method = method or methods.load(name)()
+    method = method or variant(name)
     recipe = RECIPE.model_copy(update=changes)
     form = {**FORM, "exits": "exits" in method.needs}
     device = recipe.device

@@ -9,6 +9,8 @@ from statistics import median
 
 import pytest
 import torch
+from filelock import FileLock
+from made import VARIANTS
 
 from selfdistill import methods
 from selfdistill.training.determinism import PORTABLE
@@ -18,57 +20,80 @@ HERE = Path(__file__).parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+# Methods whose training is so sensitive that a single process with two threads parts from itself with one by
+# more than 1e-5 (FRSKD: 3e-5, 0.13 and 0.005 of three seeds, also without its attention term): they are
+# held to that, and like all others to 1e-9 in float64.
+SENSITIVE = ["frskd"]
+
+
 @pytest.fixture(scope="module")
 def by(tmp_path_factory):
-    """What distributed_worker.py leaves, by the number of its processes."""
+    """What distributed_worker.py leaves, by the number of its processes, and of a single one's threads.
+
+    The workers of a parallel session share it: the first to come makes it.
+    """
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("processes")
     found = {}
-    for processes, launcher in ((1, []), (2, TORCHRUN)):
-        folder = tmp_path_factory.mktemp("processes")
-        done = subprocess.run(
-            [
-                *(sys.executable, *launcher, HERE / "distributed_worker.py"),
-                *(folder / "out.json", folder / "checkpoints", *methods.names()),
-            ],
-            # portable, so that what the tests see does not depend on the CPU
-            env={**os.environ, **PORTABLE, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[processes] = json.loads((folder / "out.json").read_text())
+    with FileLock(folder / "distributed.lock"):
+        for name, launcher, threads, trained in (
+            ("one", [], "1", [*methods.names(), *VARIANTS]),
+            ("two", TORCHRUN, "1", [*methods.names(), *VARIANTS]),
+            ("threads", [], "2", SENSITIVE),
+        ):
+            out = folder / f"distributed-{name}.json"
+            if not out.exists():
+                done = subprocess.run(
+                    [
+                        *(sys.executable, *launcher, HERE / "distributed_worker.py"),
+                        *(out, folder / f"checkpoints-{name}", *trained),
+                    ],
+                    # portable, so that what the tests see does not depend on the CPU
+                    env={**os.environ, **PORTABLE, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(HERE)},
+                    capture_output=True,
+                    text=True,
+                    timeout=900,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stderr[-3000:]
+            found[name] = json.loads(out.read_text())
     return found
+
+
+def apart(some: dict, others: dict) -> float:
+    """By how much two trainings' loss curves differ (of its value, where that is above 1); the middle of the seeds."""
+    found = []
+    for mine, theirs in zip(some["history"], others["history"], strict=True):
+        pairs = [(a["loss"], b["loss"]) for a, b in zip(mine, theirs, strict=True)]
+        found.append(max(abs(a - b) / max(1, abs(a)) for a, b in pairs))
+    return median(found)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_train_what_one_trains(name, by):
-    """The same loss curve within 1e-5 in float32 (of its value, where that is above 1), and the same work.
+    """The same loss curve within 1e-5 in float32, and the same work.
 
     Of the middle one of three seeds: in about one short run of ten the order of a sum, 1e-8, moves an
     activation across ReLU's zero, and the curves then part by 1e-5 to 1e-3, as they do when a single
     process rounds otherwise (another number of threads, another CPU).  The next test has no such luck.
     """
-    alone, two = by[1][name], by[2][name]
-    apart = []
-    for mine, theirs in zip(alone["history"], two["history"], strict=True):
-        pairs = [(a["loss"], b["loss"]) for a, b in zip(mine, theirs, strict=True)]
-        apart.append(max(abs(a - b) / max(1, abs(a)) for a, b in pairs))
-    assert median(apart) <= 1e-5
+    alone, two = by["one"][name], by["two"][name]
+    by_itself = 10 * apart(alone, by["threads"][name]) if name in SENSITIVE else 0
+    assert apart(alone, two) <= max(1e-5, by_itself)
     assert two["flops"] == alone["flops"]
     assert two["weights"][0] == two["weights"][1]
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
 def test_two_processes_differ_by_rounding_alone(name, by):
     """In float64 every term of every epoch agrees to 1e-9, accuracies counted on every image once."""
-    for mine, theirs in zip(by[1][name]["exact"], by[2][name]["exact"], strict=True):
+    for mine, theirs in zip(by["one"][name]["exact"], by["two"][name]["exact"], strict=True):
         assert theirs == pytest.approx(mine, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_resume_bit_equal(name, by):
-    assert by[2][name]["resumed"] == by[2][name]["history"][0]
+    assert by["two"][name]["resumed"] == by["two"][name]["history"][0]
 
 
 def test_shares_drop_and_repeat_nothing():

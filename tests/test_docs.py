@@ -6,8 +6,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from PIL import Image
+
+from selfdistill.data.vision import import_torchvision
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,35 @@ def test_the_guide_to_adding_a_method(project):
     project.run("dvc", "repro", "--quiet")
     assert "Confidence penalty" in (project / "results/tables/accuracy.md").read_text()
     assert "confidence" in (project / "results/runs/resnet10-slim/confidence_penalty/0/history.csv").read_text()
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_example_of_a_training_loop_of_ones_own(library):
+    """Word for word on torchvision's resnet18, and with the named other line on timm's."""
+    import_torchvision()
+    (code,) = blocks("own-training-loop.md", "python")
+    assert len(code.strip().splitlines()) < 30
+    if library == "timm":
+        line = next(li for li in code.splitlines() if li.startswith("backbone = "))
+        code = code.replace(line, "import timm\nbackbone = " + line.split("# or ")[1])
+    torch.manual_seed(0)
+    images, targets = torch.randn(12, 3, 64, 64), torch.arange(12) % 10
+    losses = []
+
+    class Loader:
+        def __iter__(self):
+            for _ in range(4):
+                yield images, targets
+                losses.append(sum(scope["terms"].values()).item())
+
+    scope = {"loader": Loader()}
+    exec(compile(code, "own-training-loop.md", "exec"), scope)
+    assert losses[-1] < losses[0]
+    network = scope["network"]
+    assert network.exit_count == 4
+    assert scope["shallow"].shape == (12, 10)
+    torch.testing.assert_close(scope["shallow"], network(images).logits[1])
+    torch.testing.assert_close(network(images).logits[-1], scope["backbone"](images))
 
 
 def test_the_guide_to_adding_a_data_set(project, tmp_path):

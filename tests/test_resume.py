@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, Project
-from made import bits, stop_after, train
+from made import VARIANTS, bits, stop_after, train
 
 from selfdistill import methods
 from selfdistill.training.checkpoint import Checkpoints
@@ -22,10 +22,11 @@ from selfdistill.training.interruption import RESUME_ME, Interrupted
 
 def result(trained) -> tuple:
     best = b"".join(t.numpy().tobytes() for t in trained.validation_best.values())
-    return bits(trained), best, trained.best_epoch, repr(trained.history), trained.flops
+    members = [(n, k, t.numpy().tobytes()) for n, state in trained.members.items() for k, t in state.items()]
+    return bits(trained), best, trained.best_epoch, repr(trained.history), trained.flops, members
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
 def test_resume_is_bit_equal_for_every_method(name, tmp_path):
     """Stopped in the middle of an epoch, between epochs and between phases, again and again."""
     whole = result(train(name, epochs=4))

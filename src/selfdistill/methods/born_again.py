@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1805.04770",
     "group": "teacher-free rivals",
     "needs": [],
-    "cost": 1.0,
+    "cost": 3.67,
     "hyper": {
         "generations": {
             "default": 3,

@@ -17,7 +17,7 @@ ABOUT = {
     "paper": "1905.08094",
     "group": "the four papers",
     "needs": ["exits"],
-    "cost": 1.0,
+    "cost": 1.18,
     "hyper": {
         "reading": {
             "default": "conference",

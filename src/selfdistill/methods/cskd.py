@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "2003.13964",
     "group": "teacher-free rivals",
     "needs": ["pairs"],
-    "cost": 1.0,
+    "cost": 1.33,
     "hyper": {
         "temperature": {
             "default": 4.0,

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": None,
     "group": "teacher-free rivals",
     "needs": ["views"],
-    "cost": 1.0,
+    "cost": 2.0,
     "hyper": {
         "temperature": {
             "default": 3.0,

@@ -14,7 +14,7 @@ ABOUT = {
     "paper": "1409.5185",
     "group": "controls",
     "needs": ["exits"],
-    "cost": 1.0,
+    "cost": 1.18,
     "hyper": {
         "weight": {
             "default": 1.0,

@@ -16,7 +16,7 @@ ABOUT = {
     "paper": "2203.16172",
     "group": "teacher-free rivals",
     "needs": ["last_batch"],
-    "cost": 1.0,
+    "cost": 1.86,
     "hyper": {
         "temperature": {
             "default": 3.0,

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1706.00384",
     "group": "with a teacher",
     "needs": ["companion"],
-    "cost": 1.0,
+    "cost": 2.0,
     "hyper": {
         "temperature": {
             "default": 1.0,

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "2201.11319",
     "group": "the four papers",
     "needs": ["teacher"],
-    "cost": 1.0,
+    "cost": 2.33,
     "hyper": {
         "swap": {
             "default": "teacher",

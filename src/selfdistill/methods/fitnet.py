@@ -14,7 +14,7 @@ ABOUT = {
     "paper": "1412.6550",
     "group": "with a teacher",
     "needs": ["teacher", "companion"],
-    "cost": 1.0,
+    "cost": 2.35,
     "hyper": {
         "weight": {
             "default": 100.0,

@@ -14,7 +14,7 @@ ABOUT = {
     "paper": "2103.08273",
     "group": "teacher-free rivals",
     "needs": ["companion"],
-    "cost": 1.0,
+    "cost": 2.43,
     "hyper": {
         "alpha": {
             "default": 2.0,

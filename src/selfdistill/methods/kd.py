@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1503.02531",
     "group": "with a teacher",
     "needs": ["teacher"],
-    "cost": 1.0,
+    "cost": 2.33,
     "hyper": {
         "alpha": {
             "default": 0.9,

@@ -15,7 +15,7 @@ ABOUT = {
     "paper": "1703.01780",
     "group": "teacher-free rivals",
     "needs": ["average"],
-    "cost": 1.0,
+    "cost": 1.33,
     "hyper": {
         "decay": {
             "default": 0.97,

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1812.00123",
     "group": "teacher-free rivals",
     "needs": [],
-    "cost": 1.0,
+    "cost": 1.17,
     "hyper": {
         "cycles": {
             "default": 2,

@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1811.07598",
     "group": "the four papers",
     "needs": [],
-    "cost": 1.0,
+    "cost": 1.17,
     "hyper": {
         "temperature": {
             "default": 3.0,

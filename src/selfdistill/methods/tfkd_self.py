@@ -13,7 +13,7 @@ ABOUT = {
     "paper": "1909.11723",
     "group": "teacher-free rivals",
     "needs": ["teacher"],
-    "cost": 1.0,
+    "cost": 2.33,
     "hyper": {
         "alpha": {
             "default": 0.95,
