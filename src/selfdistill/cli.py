@@ -437,8 +437,11 @@ def show_methods(options) -> None:
         width = max(map(len, known))
         for name, about in known.items():
             paper = f"arXiv {about['paper']}" if about["paper"] else "-"
-            print(f"{name:{width}}  {paper:17}  {about['group']:16}  {about['name']}")
-        print("\n`selfdistill methods NAME` prints a method's card.")
+            print(f"{name:{width}}  {paper:16}  {about['group']:19}  x{about['cost']:<4}  {about['name']}")
+        print(
+            "\nx: operations of training relative to plain, a teacher's training included (on the default network).\n"
+            "`selfdistill methods NAME` prints a method's card."
+        )
 
 
 def check(options) -> None:
