@@ -221,6 +221,7 @@ def test_equal_features_are_as_far_from_everything_wherever_they_stand(distances
     for copy in (7, 250, 599):
         assert torch.equal(found[:, copy], found[:, 100])
     assert found[64, 5] == 0
+    assert not distances_of(b, b).diagonal().any()
     assert torch.equal(distances_of(a, b), found)
 
 

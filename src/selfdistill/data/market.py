@@ -9,7 +9,8 @@ a distractor, a wrong answer to every query; -1 is junk, a box that fits a perso
 the result and left out here: 15,913 images stay.  Other folders (hand-drawn boxes, ground truth for
 multiple queries) and other files are not read.
 
-Counts of images and persons: the archive's readme.txt, and for 15,913 torchreid's data set class.
+Counts of images and persons: the archive's readme.txt as quoted by a mirror of it, and for 15,913 the
+docstring of torchreid's data set class.
 """
 
 import re
@@ -83,8 +84,9 @@ def _read_split(folder: Path) -> Split:
 
 
 def pixels(paths: list[Path], size: tuple[int, int] = (128, 64)) -> np.ndarray:
-    """uint8 N x 3 x H x W; the published images are 128 x 64 (H x W), others are resized (Lanczos).
+    """uint8 N x 3 x H x W; images of another size are resized (Lanczos).
 
+    The published ones are recalled to be 128 x 64 (H x W) throughout; this was not verified.
     ValueError names an image that cannot be decoded.
     """
     height, width = size
