@@ -6,6 +6,16 @@ Features are made: a random centre an identity and noise of twice its length, 75
 with 13,115 gallery images, and 2,798 distractors that are noise alone.  Euclidean distances.  Every
 measurement is a process of its own, features made before the clock starts; its memory is the whole process'
 largest resident set, PyTorch and the features included.  Prints a Markdown table of medians over rounds.
+
+Measured on an AMD EPYC (family 25, model 17), 2 cores that other processes used as well (load about 3),
+2 threads, n = 3, 2026-11-21; the bar is 60 s and 4 GB for distances and metrics:
+
+| features | re-ranked | distances, s | re-ranking, s | metrics, s | all, s (min to max) | peak, GB |
+| ---: | --- | ---: | ---: | ---: | ---: | ---: |
+| 512 | no | 2.9 | 0.0 | 6.8 | 9.5 (9.2 to 13.7) | 0.74 |
+| 512 | yes | 7.8 | 2.2 | 2.5 | 12.4 (12.3 to 13.9) | 2.08 |
+| 2048 | no | 2.9 | 0.0 | 2.4 | 5.4 (5.3 to 5.4) | 1.07 |
+| 2048 | yes | 23.0 | 5.0 | 5.8 | 34.7 (23.4 to 49.7) | 2.44 |
 """
 
 import argparse
