@@ -238,6 +238,10 @@ FAULTS = {
     "record.test.last.exits.2.new": ("high", 'record.test.last.exits[2].new: "high" is not allowed'),
     "record.test.validation.ensemble": (..., "record.test.validation.ensemble: missing; a network of 4 exits has one"),
     "record.test.validation.exits": ([], "record.test.validation.exits: [] is not allowed; allowed: at least 1 entry"),
+    "record.members": (
+        {"peer": "0" * 64},
+        'record.test.last.members: [] is not allowed; allowed: ["peer", "together"]',
+    ),
     "record.cost.inference_macs": ([1], "record.test.last.exits: 4 entries are not allowed; allowed: 1, one for each"),
     "record.history.epoch": ([1, 2, 4], "record.history.epoch: [1, 2, 4] is not allowed; allowed: 1 to 3"),
     "record.history.loss": ([1.0], "record.history.loss: 1 entries are not allowed; allowed: 3, one an epoch"),
@@ -262,6 +266,18 @@ def test_a_faulty_entry_is_refused_in_a_line_and_nothing_of_its_file_is_imported
     if key not in ("record", "record.model", "record.method", "record.seed"):
         assert all(f"line 2, {MODEL}/byot/1: " in outcome.text for outcome in outcomes)
     assert not IMPORTED.exists()
+
+
+def test_a_method_that_trains_for_longer_than_the_recipe_says_is_held_to_its_own_epochs(study):
+    longer = study.model_copy(
+        update={"methods": [*study.methods, "plain_equal_cost"], "hyper": {**study.hyper, "plain_equal_cost": {}}}
+    )
+    right = changed(entry(longer, "plain_equal_cost", 0), "record.hyper", {"factor": 2.333})
+    for key in right["record"]["history"]:
+        right["record"]["history"][key] = list(range(1, 8)) if key == "epoch" else [0.5] * 7
+    short = changed(right, "record.history.epoch", [1, 2, 3])
+    assert "allowed: 1 to 7" in import_records(longer, [pack("short.jsonl.gz", short)])[0].text
+    assert states(import_records(longer, [pack("right.jsonl.gz", right)])) == ["imported"]
 
 
 def test_what_says_where_and_how_it_was_computed_may_differ_and_is_kept(study):

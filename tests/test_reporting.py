@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,10 @@ from scipy import stats
 
 from selfdistill.reporting import tables
 from selfdistill.reporting.figures import draw_figures
-from selfdistill.reporting.page import headline, sort_value
+from selfdistill.reporting.page import card_address, headline, sort_value
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_interval_is_students():
@@ -99,6 +102,27 @@ def test_exits_and_cost():
     assert exits[exits.method == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
     cost = tables.cost_table(RECORDS, tables.accuracy_table(RECORDS, "last", "plain"), "plain")
     assert cost.relative_cost.tolist() == [1, 4]
+
+
+def test_networks_beside_a_runs_last_one_have_a_table_of_their_own():
+    records = []
+    for seed in range(3):
+        found = record("plain", seed, 0.90 + 0.01 * seed)
+        found["members"] = {"phase_1": "0" * 64, "average": "1" * 64}
+        tested = {"phase_1": {"accuracy": 0.8}, "average": {"accuracy": 0.95}, "together": {"accuracy": 0.93}}
+        records.append({**found, "test": {**found["test"], "last": {**found["test"]["last"], "members": tested}}})
+    assert len(tables.member_table(RECORDS)) == 0
+    table = tables.member_table(RECORDS[3:] + records)
+    assert table.member.tolist() == ["phase 1", "average of weights", "the network", "all together"]
+    assert table.accuracy.tolist() == pytest.approx([80, 95, 91, 93])
+    readable = tables.readable_members(table, tables.bold_markdown, " ± ")
+    assert readable["Test accuracy (%)"].tolist()[1] == "**95.00 ± 0.00**"
+
+
+def test_cards_are_linked_from_where_the_page_lies():
+    for root, study in ((".", Path()), ("../..", Path("studies/digits-all"))):
+        for name in ("byot", "plain"):
+            assert (ROOT / study / "results" / card_address(root, name)).resolve().is_file()
 
 
 def test_latex_is_a_booktabs_tabular_with_the_best_in_bold_and_names_escaped():

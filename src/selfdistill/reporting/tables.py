@@ -260,6 +260,12 @@ def with_model(table: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
     return pd.DataFrame({**({"Network": table.model} if table.model.nunique() > 1 else {}), **columns})
 
 
+def accuracy_column(table: pd.DataFrame, best: pd.Series, bold, plus_minus: str) -> list:
+    """A column of means and half-widths; those that equal `best`, row by row, are bold."""
+    rows = zip(table.accuracy, table.half_width, best, strict=True)
+    return [bold(number(mean, half_width, plus_minus), mean == highest) for mean, half_width, highest in rows]
+
+
 def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
     best = table.groupby("model").accuracy.transform("max")
     rows = list(table.itertuples())
@@ -268,10 +274,7 @@ def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFram
         {
             "Method": table.title,
             "Seeds": table.n,
-            "Test accuracy (%)": [
-                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
-                for r, b in zip(rows, best, strict=True)
-            ],
+            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
             "Difference to control": [
                 ""
                 if r.verdict == "control"
@@ -287,7 +290,6 @@ def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFram
 
 def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
     best = table.groupby(["model", "exit"]).accuracy.transform("max")
-    rows = list(table.itertuples())
     return with_model(
         table,
         {
@@ -295,27 +297,20 @@ def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
             "Exit": table.exit,
             "M MACs": [f"{m:.2f}" for m in table.million_macs],
             "Seeds": table.n,
-            "Test accuracy (%)": [
-                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
-                for r, b in zip(rows, best, strict=True)
-            ],
+            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
         },
     )
 
 
 def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
     best = table.groupby(["model", "method"]).accuracy.transform("max")
-    rows = list(table.itertuples())
     return with_model(
         table,
         {
             "Method": table.title,
             "Network of a run": table.member,
             "Seeds": table.n,
-            "Test accuracy (%)": [
-                bold(number(r.accuracy, r.half_width, plus_minus), r.accuracy == b)
-                for r, b in zip(rows, best, strict=True)
-            ],
+            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
         },
     )
 

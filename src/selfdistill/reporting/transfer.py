@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from selfdistill import methods
 from selfdistill.config import Sha256, shown, validate
 from selfdistill.files import write_atomically
 from selfdistill.reporting.records import (
@@ -56,8 +57,12 @@ class Selection(Open):
     ensemble: ExitMetrics | None = None
 
 
+class LastSelection(Selection):
+    members: dict[str, ExitMetrics] = {}
+
+
 class Test(Open):
-    last: Selection
+    last: LastSelection
     validation: Selection
 
 
@@ -103,6 +108,7 @@ class Record(Open):
     weights_sha256: Sha256
     validation_best_sha256: Sha256
     validation_best_epoch: Count
+    members: dict[str, Sha256] = {}
     cost: Cost
     test: Test
     history: History
@@ -230,7 +236,11 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
         return cell, faults
     if cell not in cells(study):
         return cell, list(outside(study, entry.record))
-    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradictions(entry, study.recipe.epochs)]
+    method = entry.record.method
+    # a method may train for longer than the recipe says to each: its class knows, which loads torch
+    phases = methods.load(method)(**study.hyper[method]).phases(study.recipe.epochs)
+    contradicted = contradictions(entry, sum(phase.epochs for phase in phases))
+    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted]
 
 
 def outside(study, record: Record) -> Iterator[str]:
@@ -242,7 +252,7 @@ def outside(study, record: Record) -> Iterator[str]:
 
 
 def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
-    """Faults that no single value shows."""
+    """Faults that no single value shows; epochs: of the method's whole training."""
     record, test, history = entry.record, entry.record.test, entry.record.history
     if entry.host.weights_sha256 != record.weights_sha256:
         yield (
@@ -260,6 +270,12 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
             )
         if exits > 1 and selection.ensemble is None:
             yield f"record.test.{name}.ensemble: missing; a network of {exits} exits has one"
+    tested, known = set(test.last.members), {*record.members, "together"} if record.members else set()
+    if tested != known:
+        yield (
+            f"record.test.last.members: {shown(sorted(tested))} is not allowed; "
+            f"allowed: {shown(sorted(known))}, the record's members and all together"
+        )
     if history.epoch != list(range(1, epochs + 1)):
         yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: 1 to {epochs}"
     for column, values in history:

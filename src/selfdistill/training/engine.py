@@ -7,13 +7,11 @@ what it changes: whatever is not in a Run's `saved` is not known after a resume.
 
 import copy
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.sections import Outputs, SectionedNetwork, seeded
 from selfdistill.models.trained import predict
+from selfdistill.training.chance import global_generators, seed_global_generators, set_global_generators
 from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.cost import counted_flops
 from selfdistill.training.distributed import ALONE, World, shared, synchronised
@@ -583,33 +582,6 @@ def accuracy_of(
     with precision or nullcontext():
         deepest = predict(network, dataset, split.images[mine])[-1]
     return world.sum((deepest.argmax(dim=1) == split.labels[mine]).sum()).item() / len(split.labels)
-
-
-# ---- generators of the libraries, for networks and methods that draw while they train ----
-
-
-def seed_global_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def global_generators(device: torch.device) -> tuple[dict[str, Tensor], dict]:
-    """The states of torch's generators, as tensors, and of Python's and NumPy's, as what JSON can hold."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(device)
-    name, keys, *rest = np.random.get_state()
-    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
-
-
-def set_global_generators(tensors: dict[str, Tensor], other: dict, device: torch.device) -> None:
-    torch.set_rng_state(tensors["cpu"])
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
-    version, keys, gauss = other["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(other["numpy"]))
 
 
 @contextmanager
