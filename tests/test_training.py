@@ -9,13 +9,14 @@ from made import DATASET, FORM, RECIPE, bits, made_images, made_split, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill import methods
-from selfdistill.models.trained import build
+from selfdistill.data.prepared import Dataset, read_split
+from selfdistill.models.trained import build, load_network
 from selfdistill.training import cost, engine
 from selfdistill.training.augment import crop, cutmix, cutout, flip, mixup
 from selfdistill.training.optimiser import SGD
 from selfdistill.training.plan import draw_plan
 from selfdistill.training.schedule import learning_rate
-from selfdistill.training.source import Resident
+from selfdistill.training.source import Resident, open_source
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -75,6 +76,23 @@ def test_history_names_every_term_and_they_add_up(name):
         terms = {k: v for k, v in row.items() if k not in other}
         assert terms
         assert sum(terms.values()) == pytest.approx(row["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_lowers_its_own_loss_on_the_digits(name, tiny_study):
+    """Six epochs of real images, the teacher a plain network of two; from a phase's first epoch to its last."""
+    data = tiny_study / "data/prepared/digits/training"
+    dataset, training = Dataset.read(data), open_source(data, "cpu")
+    validation = engine.Split(*read_split(data, "validation", "cpu"))
+    method = methods.load(name)()
+    form = {**FORM, "classes": 10, "exits": "exits" in method.needs}
+    teacher = load_network(tiny_study / "results/runs/resnet10-slim/plain/0")[0] if "teacher" in method.needs else None
+    recipe = RECIPE.model_copy(update={"epochs": 6, "batch_size": 25})
+    trained = engine.train(
+        method, lambda s: build(form, s), dataset, training, validation, recipe, seed=0, teacher=teacher
+    )
+    last = [row for row in trained.history if row["phase"] == trained.history[-1]["phase"]]
+    assert last[-1]["loss"] < last[0]["loss"]
 
 
 def test_methods_of_one_seed_start_from_one_backbone():

@@ -317,14 +317,21 @@ def train(options) -> int | None:
             else f"{options.method} has no teacher: leave --teacher out"
         )
     cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher")}
+    missing = [study.data_folder / "training" / "dataset.json"]
+    if options.teacher:
+        missing.append(study.results / "runs" / options.model / options.teacher / str(options.seed) / "run.json")
+    for path in missing:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
     with Interruption() as interruption:  # before torch is loaded, which takes seconds
         from selfdistill.data.prepared import CorruptImageError
-        from selfdistill.training.engine import NonFiniteLossError
+        from selfdistill.training.engine import MisfitError, NonFiniteLossError
+        from selfdistill.training.method import StepError
         from selfdistill.training.run import ResourceError, train_cell
 
         try:
             train_cell(study, interruption=interruption, **cell)
-        except (NonFiniteLossError, ResourceError, CorruptImageError) as error:
+        except (MisfitError, StepError, NonFiniteLossError, ResourceError, CorruptImageError) as error:
             raise UserError(error) from None
         except Interrupted as error:
             print(f"selfdistill train: {error}", file=sys.stderr)
