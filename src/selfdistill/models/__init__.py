@@ -2,6 +2,10 @@
 
 from importlib import import_module
 
+# what the residual networks of 18 layers have in common
+EIGHTEEN = {"widths": (64, 128, 256, 512), "blocks": (2, 2, 2, 2), "strides": (1, 2, 2, 2), "exit_width": 128}
+
+
 def bottlenecks(*blocks: int, imagenet: bool = False) -> tuple[str, str, dict]:
     """ResNet-50 and deeper.  Exits as those of resnet18, biases included: of fixed width, whatever the depth."""
     return (
@@ -87,17 +91,7 @@ NETWORKS = {
     ),
     # the CIFAR form of ResNet-18, cut before every change of width; its exits are to the letter those of
     # BYOT's journal code, superfluous biases included, so that the counts are that code's
-    "resnet18": (
-        "resnet",
-        "ResNet",
-        {
-            "widths": (64, 128, 256, 512),
-            "blocks": (2, 2, 2, 2),
-            "strides": (1, 2, 2, 2),
-            "exit_width": 128,
-            "exit_bias": True,
-        },
-    ),
+    "resnet18": ("resnet", "ResNet", {**EIGHTEEN, "exit_bias": True}),
     "resnet50": bottlenecks(3, 4, 6, 3),
     "resnet101": bottlenecks(3, 4, 23, 3),
     "resnet152": bottlenecks(3, 8, 36, 3),
@@ -111,10 +105,7 @@ NETWORKS = {
     "vgg19-bn": (
         "vgg",
         "VGG",
-        {
-            "sections": (((64, 2),), ((128, 2),), ((256, 4),), ((512, 4), (512, 4))),
-            "exit_width": 128,
-        },
+        {"sections": (((64, 2),), ((128, 2),), ((256, 4),), ((512, 4), (512, 4))), "exit_width": 128},
     ),
     "resnext29-8x64d": resnext29(8),
     "resnext29-4x64d": resnext29(4),
@@ -138,14 +129,7 @@ NETWORKS = {
     "preact-resnet18": (
         "preact_resnet",
         "PreActResNet",
-        {
-            "stem_width": 64,
-            "widths": (64, 128, 256, 512),
-            "blocks": (2, 2, 2, 2),
-            "strides": (1, 2, 2, 2),
-            "last_activation": False,
-            "exit_width": 128,
-        },
+        {**EIGHTEEN, "stem_width": 64, "last_activation": False},
     ),
     "mobilenetv2": ("mobilenet", "MobileNetV2", {"exit_width": 128}),
     "shufflenetv2": ("shufflenet", "ShuffleNetV2", {"exit_width": 128}),
@@ -155,14 +139,7 @@ NETWORKS = {
     "resnet18-imagenet": (
         "resnet",
         "ResNet",
-        {
-            "widths": (64, 128, 256, 512),
-            "blocks": (2, 2, 2, 2),
-            "strides": (1, 2, 2, 2),
-            "imagenet": True,
-            "exit_width": 128,
-            "exit_bias": True,
-        },
+        {**EIGHTEEN, "imagenet": True, "exit_bias": True},
     ),
     "resnet50-imagenet": bottlenecks(3, 4, 6, 3, imagenet=True),
     "resnet101-imagenet": bottlenecks(3, 4, 23, 3, imagenet=True),

@@ -28,9 +28,7 @@ SECTIONS = (
 class Inception(nn.Module):
     """Four branches side by side, their channels one after the other."""
 
-    def __init__(
-        self, inputs: int, one: int, reduced3: int, three: int, reduced5: int, five: int, pooled: int
-    ) -> None:
+    def __init__(self, inputs: int, one: int, reduced3: int, three: int, reduced5: int, five: int, pooled: int) -> None:
         super().__init__()
         self.outputs = one + three + five + pooled
         self.branches = nn.ModuleList(

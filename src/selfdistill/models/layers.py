@@ -27,8 +27,9 @@ def pad_channels(x: Tensor, channels: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
-def initialise(network: nn.Module) -> None:
-    """Every convolution's weights from a normal of variance 2 / (k * k * outputs) (He et al. 2015)."""
+def initialise(network: nn.Module, mode: str = "fan_out") -> None:
+    """Every convolution's weights from a normal of variance 2 / (k * k * outputs) (He et al. 2015), or of the
+    inputs with `fan_in`."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
