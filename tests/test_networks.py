@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from selfdistill import models
-from selfdistill.models.layers import pad_channels
+from selfdistill.models.densenet import DenseLayer
+from selfdistill.models.mobilenet import InvertedResidual
+from selfdistill.models.preact_resnet import PreActBlock
 from selfdistill.models.pyramidnet import PyramidBlock
-from selfdistill.models.resnet import PaddedShortcut
+from selfdistill.models.resnet import BasicBlock, Bottleneck, PaddedShortcut
+from selfdistill.models.shufflenet import ShuffleUnit
 from selfdistill.training.cost import inference_macs
 
 CARD = Path(__file__).parents[1] / "docs/networks.md"
@@ -162,29 +165,68 @@ def test_a_step_reaches_every_parameter_and_exits_agree_with_the_whole(name):
     assert all(p.grad.abs().sum() > 0 for p in network.backbone.classifier.parameters())
     network.eval()
     with torch.no_grad():
-        logits = network(images).logits
+        outputs = network(images)
+        logits = outputs.logits
+        # a ReLU before the classifier, but in the one network whose public code has none there
+        assert (outputs.maps[-1].min() >= 0) == (name != "preact-resnet18")
         for i in {0, len(logits) - 1}:
             torch.testing.assert_close(network.until(images, i), logits[i], rtol=0, atol=0)
 
 
 def test_shortcuts_without_parameters_drop_pixels_or_average_them_and_append_zeros():
     x = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
-    assert torch.equal(pad_channels(x, 5)[:, :3], x)
     dropped = PaddedShortcut(5, 2)(x)
     assert torch.equal(dropped[:, :3], x[:, :, ::2, ::2])
     assert dropped.shape == (2, 5, 2, 2)
     assert not dropped[:, 3:].any()
     block = PyramidBlock(3, 5, 2, bottleneck=False).eval()
-    torch.nn.init.zeros_(block.residual[-1].weight)  # the shortcut is left
+    torch.nn.init.zeros_(block.residual[-1].weight)
     assert torch.equal(block(x)[:, :3], torch.nn.functional.avg_pool2d(x, 2))
     assert not block(x)[:, 3:].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("block", "last"),
+    [
+        (BasicBlock(8, 8, 1), "bn2"),
+        (BasicBlock(8, 8, 1, padded=True), "bn2"),
+        (Bottleneck(8, 8, 1, inner=4, groups=2), "residual.2.1"),
+        (PreActBlock(8, 8, 1), "conv2"),
+        (PyramidBlock(8, 8, 1, bottleneck=False), "residual.5"),
+        (PyramidBlock(8, 2, 1, bottleneck=True), "residual.8"),
+        (InvertedResidual(8, 8, 1, 6), "residual.2.1"),
+    ],
+    ids=lambda value: getattr(value, "_get_name", str)(),
+)
+def test_a_block_whose_last_layer_is_zero_is_the_identity(block, last):
+    x = torch.rand(2, 8, 6, 6)
+    assert not torch.equal(block(x), x)
+    torch.nn.init.zeros_(block.get_submodule(last).weight)
+    assert torch.equal(block(x), x)
+
+
+@torch.no_grad()
+def test_half_the_channels_pass_a_shuffle_unit_and_come_out_between_the_others():
+    x = torch.rand(2, 8, 6, 6)
+    y = ShuffleUnit(8, 8, 1)(x)
+    assert torch.equal(y[:, 0::2], x[:, :4])
+    assert not torch.equal(y[:, 1::2], x[:, 4:])
+
+
+@torch.no_grad()
+def test_a_dense_layer_appends_to_its_input():
+    x = torch.rand(2, 8, 6, 6)
+    y = DenseLayer(8, 3)(x)
+    assert y.shape == (2, 11, 6, 6)
+    assert torch.equal(y[:, :8], x)
 
 
 def test_the_card_has_a_row_for_every_network_with_its_numbers():
     rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", CARD.read_text(), re.M)
     assert [name for name, _ in rows] == list(models.NETWORKS)
     for name, row in rows:
-        form = (1000, 224) if name in LARGE else (100, 32)
+        form = (1000, 224) if name in LARGE else ()
         network, (each, _) = counted(name, *form), macs_of_exits(name, *form)
         sections, width, count, millions, saved = [cell.strip() for cell in row.split("|")][1:6]
         assert sections == str(len(network.backbone.sections)), name
