@@ -183,6 +183,7 @@ def test_shortcuts_without_parameters_drop_pixels_or_average_them_and_append_zer
     torch.nn.init.zeros_(block.residual[-1].weight)
     assert torch.equal(block(x)[:, :3], torch.nn.functional.avg_pool2d(x, 2))
     assert not block(x)[:, 3:].any()
+    assert block(torch.rand(2, 3, 5, 5)).shape == (2, 5, 3, 3)  # odd sizes are rounded up
 
 
 @torch.no_grad()
