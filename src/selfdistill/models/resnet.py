@@ -1,31 +1,71 @@
-"""Residual networks in their form for small images (He et al. 2016): 3x3 stem, no max-pooling."""
+"""Residual networks (He et al. 2016; ResNeXt: Xie et al. 2017), by default in their form for small images:
+3x3 stem, no max-pooling."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.models.layers import convolution, initialise, pad_channels
+
+
+class PaddedShortcut(nn.Module):
+    """He et al.'s option A: every stride-th pixel, and zeros for the channels that are new."""
+
+    def __init__(self, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_channels(x[:, :, :: self.stride, :: self.stride], self.outputs)
+
+
+def shortcut(inputs: int, outputs: int, stride: int, padded: bool = False) -> nn.Module:
+    """The identity, or where the shape changes a 1x1 convolution (option B) or `PaddedShortcut`."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return PaddedShortcut(outputs, stride) if padded else convolution(inputs, outputs, 1, stride, activation=None)
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, padded: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
+        self.shortcut = shortcut(inputs, outputs, stride, padded)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """1x1 convolution to `inner` channels, 3x3 in groups and with the stride, 1x1 to the outputs; a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, inner: int, groups: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            convolution(inputs, inner, 1),
+            convolution(inner, inner, 3, stride, groups=groups),
+            convolution(inner, outputs, 1, activation=None),
+        )
+        self.shortcut = shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
 class ResNet(nn.Module):
-    """A stem, sections of basic blocks, and a linear classifier on the average-pooled last map."""
+    """A stem, sections of residual blocks, and a linear classifier on the average-pooled last map.
+
+    widths, blocks, strides: of each section, the channels of its map, its blocks, its first block's stride.
+    stem_width: by default the first section's.
+    inner: the 3x3 convolutions' width in each section's bottlenecks, in `groups`; None for basic blocks.
+    padded: option A for the shortcuts of basic blocks, for B.
+    imagenet: a stem of 7x7 with stride 2 and max-pooling, for images of some 224 pixels.
+    """
 
     def __init__(
         self,
@@ -35,20 +75,27 @@ class ResNet(nn.Module):
         widths: tuple[int, ...],
         blocks: tuple[int, ...],
         strides: tuple[int, ...],
+        stem_width: int | None = None,
+        inner: tuple[int, ...] | None = None,
+        groups: int = 1,
+        padded: bool = False,
+        imagenet: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
-        inputs = (widths[0], *widths)
+        stem_width = stem_width or widths[0]
+        self.stem = convolution(channels, stem_width, 7 if imagenet else 3, 2 if imagenet else 1)
+        if imagenet:
+            self.stem.append(nn.MaxPool2d(3, 2, 1))
+
+        def block(section: int, inputs: int, stride: int) -> nn.Module:
+            if inner is None:
+                return BasicBlock(inputs, widths[section], stride, padded=padded)
+            return Bottleneck(inputs, widths[section], stride, inner=inner[section], groups=groups)
+
+        inputs = (stem_width, *widths)
         self.sections = nn.ModuleList(
-            nn.Sequential(
-                BasicBlock(inputs[i], width, strides[i]),
-                *(BasicBlock(width, width, 1) for _ in range(blocks[i] - 1)),
-            )
+            nn.Sequential(block(i, inputs[i], strides[i]), *(block(i, width, 1) for _ in range(blocks[i] - 1)))
             for i, width in enumerate(widths)
         )
         self.classifier = nn.Linear(widths[-1], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)

@@ -1,0 +1,60 @@
+"""Residual networks with pre-activation (He et al. 2016b), wide ones (Zagoruyko and Komodakis 2016) among them."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfdistill.models.layers import initialise
+
+
+class PreActBlock(nn.Module):
+    """Twice batch normalisation, ReLU and a 3x3 convolution; the shortcut is x itself, or where the shape
+    changes a 1x1 convolution of the first activation."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(y)
+        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
+
+
+class PreActResNet(nn.Module):
+    """A stem, sections of pre-activation blocks, and a linear classifier on the average-pooled last map.
+
+    widths, blocks, strides: of each section, the channels of its map, its blocks, its first block's stride.
+    last_activation: batch normalisation and ReLU after the last block; without, they follow the stem.
+    The maps of all sections but such a last one are sums that no ReLU has passed.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        classes: int,
+        stem_width: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        strides: tuple[int, ...],
+        last_activation: bool,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, stem_width, 3, 1, 1, bias=False))
+        inputs = (stem_width, *widths)
+        self.sections = nn.ModuleList(
+            nn.Sequential(
+                PreActBlock(inputs[i], width, strides[i]),
+                *(PreActBlock(width, width, 1) for _ in range(blocks[i] - 1)),
+            )
+            for i, width in enumerate(widths)
+        )
+        activated, width = (self.sections[-1], widths[-1]) if last_activation else (self.stem, stem_width)
+        activated.extend([nn.BatchNorm2d(width), nn.ReLU()])
+        self.classifier = nn.Linear(widths[-1], classes)
+        initialise(self)

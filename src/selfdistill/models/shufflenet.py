@@ -1,0 +1,61 @@
+"""ShuffleNetV2 1x (Ma et al. 2018) in the form for small images that Tf-KD and DR-KD train."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfdistill.models import layers
+
+convolution = partial(layers.convolution, bias=True)
+
+# channels and units of each stage (table 5 of the paper)
+SECTIONS = ((116, 4), (232, 8), (464, 4))
+LAST = 1024
+
+
+class ShuffleUnit(nn.Module):
+    """Two branches of half the outputs each, shuffled.
+
+    With stride 2 both see the whole input; else one half of the channels passes as it is.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.other = None
+        if stride == 2:
+            self.other = nn.Sequential(
+                convolution(inputs, inputs, 3, stride, groups=inputs, activation=None),
+                convolution(inputs, half, 1),
+            )
+        inner = inputs if stride == 2 else half
+        self.branch = nn.Sequential(
+            convolution(inner, inner, 1),
+            convolution(inner, inner, 3, stride, groups=inner, activation=None),
+            convolution(inner, half, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = x.chunk(2, dim=1) if self.other is None else (self.other(x), x)
+        return F.channel_shuffle(torch.cat([kept, self.branch(changed)], dim=1), 2)
+
+
+class ShuffleNetV2(nn.Module):
+    """One section a stage, the last with the convolution to 1,024 channels; a linear classifier.
+
+    Weights start as PyTorch draws them, as in the public code.
+    """
+
+    def __init__(self, *, channels: int, classes: int) -> None:
+        super().__init__()
+        width = 24
+        self.stem = convolution(channels, width, 3, activation=None)
+        self.sections = nn.ModuleList()
+        for outputs, count in SECTIONS:
+            units = (ShuffleUnit(outputs, outputs, 1) for _ in range(count - 1))
+            self.sections.append(nn.Sequential(ShuffleUnit(width, outputs, 2), *units))
+            width = outputs
+        self.sections[-1].append(convolution(width, LAST, 1))
+        self.classifier = nn.Linear(LAST, classes)
