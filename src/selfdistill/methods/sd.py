@@ -53,7 +53,8 @@ ABOUT = {
 def descriptors(features: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """N x C x H x W as N x P x `channels`: one local descriptor for each of the P positions of `size`.
 
-    Positions and channels are averaged in even groups (many-to-one), never repeated.
+    Positions and channels are averaged in groups (many-to-one); where the numbers are no multiples of each
+    other the groups overlap, as torch's adaptive pooling has it.
     """
     pooled = F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)
     return pooled if pooled.shape[2] == channels else F.adaptive_avg_pool1d(pooled, channels)

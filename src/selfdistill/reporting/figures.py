@@ -17,6 +17,8 @@ from selfdistill.files import write_atomically
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
+COLOURS = sns.color_palette("colorblind", 10)
+MANY = 10  # methods; of more, lines and points in one panel are not told apart
 # without what names a date or a version, so that the same picture is the same file
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
@@ -28,14 +30,17 @@ def draw_figures(results: Path) -> None:
         for name in ("accuracy", "exits", "cost", "runs", "curves")
     }
     colours = method_colours(tables["accuracy"])
+    methods = tables["accuracy"].method.nunique()
+    many = methods > MANY
+    row_a_method = (6.4, 0.45 * methods + 1.3)
     with plt.style.context(STYLE):
-        for name, draw, size in (
-            ("accuracy", draw_accuracy, (6.4, 0.45 * tables["accuracy"].method.nunique() + 1.3)),
-            ("curves", draw_curves, (6.4, 4.2)),
-            ("exits", draw_exits, (6.4, 4.2)),
-            ("cost", draw_cost, (6.4, 4.2)),
+        for name, draw, size, grouped in (
+            ("accuracy", draw_accuracy, row_a_method, False),
+            ("curves", draw_curves, (6.4, 4.2), many),
+            ("exits", draw_exits, (6.4, 4.2), False),
+            ("cost", draw_cost_rows if many else draw_cost, row_a_method if many else (6.4, 4.2), False),
         ):
-            figure = one_panel_a_model(tables, draw, colours, size)
+            figure = panels(tables, draw, colours, size, grouped)
             for kind, metadata in METADATA.items():
                 buffer = BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata)
@@ -44,21 +49,34 @@ def draw_figures(results: Path) -> None:
 
 
 def method_colours(accuracy: pd.DataFrame) -> dict[str, tuple]:
-    """One colour a method, the same in every figure; the control is grey."""
-    methods = list(dict.fromkeys(accuracy.method))
-    others = [m for m in methods if not (accuracy[accuracy.method == m].verdict == "control").all()]
-    palette = sns.color_palette("colorblind" if len(others) <= 10 else "husl", len(others))
-    return {**dict.fromkeys(methods, CONTROL), **dict(zip(others, palette, strict=True))}
+    """One colour a method, the same in every figure; the control is grey.
+
+    Of more than ten methods those of one group differ among themselves; the eleventh of a group begins anew.
+    """
+    controls = set(accuracy[accuracy.verdict == "control"].method)
+    others = accuracy[~accuracy.method.isin(controls)].drop_duplicates("method")
+    few = len(others) <= len(COLOURS)
+    place = pd.Series(range(len(others)), others.index) if few else others.groupby("group", sort=False).cumcount()
+    chosen = {m: COLOURS[i % len(COLOURS)] for m, i in zip(others.method, place, strict=True)}
+    return {**dict.fromkeys(controls, CONTROL), **chosen}
 
 
-def one_panel_a_model(tables: dict, draw: Callable, colours: dict, size: tuple[float, float]) -> Figure:
-    models = list(dict.fromkeys(tables["accuracy"].model))
-    figure, axes = plt.subplots(1, len(models), figsize=(size[0] * len(models), size[1]), squeeze=False)
-    for model, ax in zip(models, axes[0], strict=True):
-        of_model = {name: table[table.model == model] for name, table in tables.items()}
-        draw(ax, of_model, colours)
-        if len(models) > 1:
-            ax.set_title(f"{ax.get_title(loc='left')}: {model}")
+def panels(tables: dict, draw: Callable, colours: dict, size: tuple[float, float], grouped: bool) -> Figure:
+    """A panel a model, side by side; grouped: a row of them a group of methods, each with its control."""
+    accuracy = tables["accuracy"]
+    models = list(dict.fromkeys(accuracy.model))
+    rows = list(dict.fromkeys(accuracy.group)) if grouped else [None]
+    shape = (len(rows), len(models))
+    figure, axes = plt.subplots(*shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False)
+    for i, group in enumerate(rows):
+        kept = (
+            accuracy[(accuracy.group == group) | (accuracy.verdict == "control")].method if group else accuracy.method
+        )
+        for model, ax in zip(models, axes[i], strict=True):
+            shown = {n: table[(table.model == model) & table.method.isin(kept)] for n, table in tables.items()}
+            draw(ax, shown, colours)
+            titles = [ax.get_title(), *([model] if len(models) > 1 else []), *([group] if group else [])]
+            ax.set_title(": ".join([titles[0], ", ".join(titles[1:])] if titles[1:] else titles))
     figure.tight_layout()
     return figure
 
@@ -83,8 +101,12 @@ def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
 
 def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
     """Validation accuracy while training, mean over seeds."""
+    seen: set = set()
     for method, rows in tables["curves"].groupby("method", sort=False):
-        ax.plot(rows.epoch, rows.validation_accuracy, color=colours[method], label=rows.title.iloc[0])
+        colour = colours[method]
+        style = "--" if colour in seen else "-"
+        seen.add(colour)
+        ax.plot(rows.epoch, rows.validation_accuracy, style, color=colour, label=rows.title.iloc[0])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("epoch")
     ax.set_ylabel("validation accuracy (%), mean over seeds")
@@ -142,6 +164,22 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
     ax.set_title("Accuracy against training cost")
     if len(table):
         legend_beside(ax)
+
+
+def draw_cost_rows(ax: Axes, tables: dict, colours: dict) -> None:
+    """Accuracy of many methods, the cheapest on top, each with its whole training cost."""
+    table = tables["cost"].merge(tables["accuracy"][["method", "half_width", "verdict"]], on="method")
+    table = table.sort_values("relative_cost", kind="stable").reset_index(drop=True)
+    for y, row in table.iterrows():
+        ax.errorbar(row.accuracy, y, xerr=spread(row.half_width), fmt="o", color=colours[row.method], capsize=3)
+    for accuracy in table[table.verdict == "control"].accuracy:
+        ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    costs = ["?" if pd.isna(c) else f"{c:.2f}" for c in table.relative_cost]
+    ax.set_yticks(range(len(table)), [f"{t}  x{c}" for t, c in zip(table.title, costs, strict=True)])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("test accuracy (%); x: training FLOPs relative to the control, a teacher's included")
+    ax.set_title("Accuracy against training cost")
 
 
 def legend_beside(ax: Axes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from selfdistill import methods
 from selfdistill.files import write_atomically
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
@@ -73,6 +74,7 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
                 "model": model,
                 "method": method,
                 "title": of_method[0]["title"],
+                "group": methods.about(method)["group"],
                 "n": len(of_method),
                 "accuracy": mean,
                 "half_width": half_width,

@@ -70,16 +70,14 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_distance(student: Tensor, teacher: Tensor, distance: str = "mean_square") -> Tensor:
-    """How far two feature maps' attention maps are apart; the larger is pooled to the smaller's size.
+    """How far two feature maps' attention maps are apart; both are pooled to the smaller height and width.
 
     "mean_square": the mean of squared differences over images and positions, as in the public codes;
     "l2": the norm of the difference, averaged over images, as the paper writes it.  The teacher's
     gradient is cut.
     """
     teacher = teacher.detach()
-    if student.shape[2] > teacher.shape[2]:
-        student = F.adaptive_avg_pool2d(student, teacher.shape[2:])
-    elif student.shape[2] < teacher.shape[2]:
-        teacher = F.adaptive_avg_pool2d(teacher, student.shape[2:])
+    size = [min(both) for both in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    student, teacher = (m if list(m.shape[2:]) == size else F.adaptive_avg_pool2d(m, size) for m in (student, teacher))
     apart = attention_map(student) - attention_map(teacher)
     return apart.square().mean() if distance == "mean_square" else torch.linalg.vector_norm(apart, dim=1).mean()
