@@ -4,13 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from selfdistill import methods
 from selfdistill.reporting import tables
-from selfdistill.reporting.figures import draw_figures
+from selfdistill.reporting.figures import STYLE, draw_cost_rows, draw_curves, draw_figures, method_colours, panels
 from selfdistill.reporting.page import card_address, headline, sort_value
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
@@ -123,6 +125,40 @@ def test_cards_are_linked_from_where_the_page_lies():
     for root, study in ((".", Path()), ("../..", Path("studies/digits-all"))):
         for name in ("byot", "plain"):
             assert (ROOT / study / "results" / card_address(root, name)).resolve().is_file()
+
+
+def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
+    """Every method in a panel of its group with the control, and in a row of its own with its cost."""
+    names = methods.names()
+    records = [
+        {**record("plain", seed, 0.9 + 0.01 * seed), "method": name, "title": methods.about(name)["title"]}
+        for name in ["plain", *(n for n in names if n != "plain")]
+        for seed in range(2)
+    ]
+    frames = {
+        "accuracy": tables.accuracy_table(records, "last", "plain"),
+        "exits": tables.exit_table(records, "last"),
+        "runs": tables.run_table(records, "last"),
+        "curves": tables.curve_table(records),
+    }
+    frames["cost"] = tables.cost_table(records, frames["accuracy"], "plain")
+    for name, table in frames.items():
+        tables.write_csv(tmp_path / "tables" / f"{name}.csv", table)
+    draw_figures(tmp_path)
+    colours = method_colours(frames["accuracy"])
+    assert not any(len(set(colour)) == 1 for name, colour in colours.items() if name != "plain"), "grey is the control"
+    with plt.style.context(STYLE):
+        curves = panels(frames, draw_curves, colours, (6, 4), grouped=True)
+        cost = panels(frames, draw_cost_rows, colours, (6, 9), grouped=False).axes[0]
+    assert [ax.get_title(loc="left") for ax in curves.axes] == [
+        f"Training curves: {group}" for group in dict.fromkeys(frames["accuracy"].group)
+    ]
+    assert sum(len(ax.lines) for ax in curves.axes) == len(names) + 3  # the control in each of four
+    for ax in curves.axes:
+        drawn = [(line.get_color(), line.get_linestyle()) for line in ax.lines]
+        assert len(set(drawn)) == len(drawn)
+    assert cost.get_title(loc="left") == "Accuracy against training cost"
+    assert len(cost.get_yticklabels()) == len(names)
 
 
 def test_latex_is_a_booktabs_tabular_with_the_best_in_bold_and_names_escaped():

@@ -17,7 +17,7 @@ from selfdistill.files import write_atomically
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
-COLOURS = sns.color_palette("colorblind", 10)
+COLOURS = [colour for colour in sns.color_palette("colorblind", 10) if len(set(colour)) > 1]  # no second grey
 MANY = 10  # methods; of more, lines and points in one panel are not told apart
 # without what names a date or a version, so that the same picture is the same file
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
@@ -75,8 +75,9 @@ def panels(tables: dict, draw: Callable, colours: dict, size: tuple[float, float
         for model, ax in zip(models, axes[i], strict=True):
             shown = {n: table[(table.model == model) & table.method.isin(kept)] for n, table in tables.items()}
             draw(ax, shown, colours)
-            titles = [ax.get_title(), *([model] if len(models) > 1 else []), *([group] if group else [])]
-            ax.set_title(": ".join([titles[0], ", ".join(titles[1:])] if titles[1:] else titles))
+            of = [*([model] if len(models) > 1 else []), *([group] if group else [])]
+            if of:
+                ax.set_title(f"{ax.get_title(loc='left')}: {', '.join(of)}")
     figure.tight_layout()
     return figure
 
