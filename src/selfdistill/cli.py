@@ -273,7 +273,7 @@ def fetch(options) -> None:
     folder = catalogue_folder()
     try:
         fetch_files(options.name, read_entry(folder, options.name), folder / "raw")
-    except FetchError as error:
+    except (FetchError, OSError) as error:  # a full disk, too
         raise UserError(error) from None
 
 

@@ -19,6 +19,7 @@ from selfdistill import methods, models
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class ConfigError(Exception):
@@ -85,12 +86,13 @@ class Study(Strict):
 
 
 class Member(Strict):
-    """One file inside a published archive, under its path there and in torchvision's layout."""
+    """One file inside a published archive, under its path there and in torchvision's layout; bytes and
+    sha256 are None where nobody published them."""
 
     name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
-    bytes: int = Field(gt=0)
-    sha256: Sha256
-    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    bytes: int | None = Field(default=None, gt=0)
+    sha256: Sha256 | None = None
+    md5: Md5 | None = None
 
     @property
     def target(self) -> str:
@@ -101,16 +103,23 @@ class Member(Strict):
 class SourceFile(Strict):
     """One file of a data set as published.
 
-    unpacked: the members of a .tar.gz that are wanted, or the one content of a .gz; empty for a file
-    that is kept as it is.
+    sha256: None where none is known; `verified` then is false, and the first file that is fetched is
+    pinned (`selfdistill.data.fetch`).  verified: whether this project has seen the file with this hash.
+    unpacked: the members of a .tar.gz, .tar or .zip that are wanted, or the one content of a .gz; empty for
+    a file that is kept as it is.
     """
 
     name: Name
-    bytes: int = Field(gt=0)
-    sha256: Sha256
-    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    bytes: int | None = Field(gt=0)
+    sha256: Sha256 | None
+    md5: Md5 | None = None
+    verified: bool = True
     unpacked: list[Member] = []
-    sources: list[Annotated[str, Field(pattern=r"^(https?|package)://")]] = Field(min_length=1)
+    sources: list[Annotated[str, Field(pattern=r"^(https?|package)://")]] = []
+
+    @property
+    def target(self) -> str:
+        return self.name
 
 
 class SplitSizes(Strict):
@@ -120,10 +129,13 @@ class SplitSizes(Strict):
 
 
 class DataEntry(Strict):
+    """obtain: where and how a user gets files that have no sources."""
+
     title: str
     reader: Name
     licence: str
     citation: str
+    obtain: str | None = None
     files: list[SourceFile] = Field(min_length=1)
     classes: list[str] = Field(min_length=2)
     split: SplitSizes
@@ -151,6 +163,7 @@ def read_catalogue(path: Path) -> Catalogue:
         if not (readers / f"{entry.reader}.py").is_file():
             faults.append(f"datasets.{name}.reader: {entry.reader!r} is no file {readers / entry.reader}.py")
         faults += unpacked_faults(f"datasets.{name}.files", entry.files)
+        faults += source_faults(f"datasets.{name}", entry)
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return catalogue
@@ -160,13 +173,27 @@ def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
     """Archives of no known form, and files that would take each other's place."""
     targets = []
     for i, file in enumerate(files):
-        if file.unpacked and not file.name.endswith((".gz", ".tgz")):
-            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: a .gz, .tar.gz or .tgz"
-        elif len(file.unpacked) > 1 and not file.name.endswith((".tar.gz", ".tgz")):
+        archive = file.name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
+        if file.unpacked and not (archive or file.name.endswith(".gz")):
+            allowed = "a .tar.gz, .tgz, .tar, .zip or .gz"
+            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: {allowed}"
+        elif len(file.unpacked) > 1 and not archive:
             yield f"{place}[{i}].unpacked: {len(file.unpacked)} files; allowed: one, for a .gz holds no more"
         targets += [member.target for member in file.unpacked] or [file.name]
     for target in sorted({t for t in targets if targets.count(t) > 1}):
         yield f"{place}: two files would be kept as {target!r}; allowed: each name once"
+
+
+def source_faults(place: str, entry: DataEntry) -> Iterator[str]:
+    """Files that nobody could fetch, and hashes that nobody has verified."""
+    for i, file in enumerate(entry.files):
+        if not file.sources and entry.obtain is None:
+            yield f"{place}.files[{i}].sources: none; allowed: at least one, or `obtain`: how a user gets the file"
+        if file.verified and (file.sha256 is None or file.bytes is None):
+            yield (
+                f"{place}.files[{i}].verified: true is not allowed without bytes and sha256; allowed: false, and the "
+                "first file that is fetched is pinned"
+            )
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
