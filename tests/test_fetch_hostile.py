@@ -390,7 +390,7 @@ def test_an_interrupted_download_goes_on_in_the_next_process_and_from_another_mi
 @pytest.mark.parametrize("kind", ["ignorant", "wrong", "busy"])
 def test_a_server_that_answers_otherwise_than_asked_is_borne(kind, server, tmp_path):
     if kind == "wrong":  # never whole in one connection, and never with the part that was asked for
-        with pytest.raises(FetchError, match="HTTP 206 with another part than the one asked for"):
+        with pytest.raises(FetchError, match=r"the connection broke .+, 5 times"):
             fetch("made", large_entry(f"{server.url}/wrong/"), tmp_path / "none")
     good = f"{server.url}/good/" if kind == "wrong" else f"{server.url}/{kind}/"
     fetch("made", large_entry(f"{server.url}/{kind}/", good), tmp_path / "raw")
