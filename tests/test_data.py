@@ -263,7 +263,8 @@ def test_what_is_fetched_is_not_asked_for_again_and_what_is_damaged_is_mended(mi
 def test_cifar_is_read_with_fine_labels_and_planes_in_order(mirror, tmp_path):
     (mirror / "made.tar.gz").write_bytes(CIFAR_ARCHIVE)
     fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
-    description = prepare("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw", tmp_path / "prepared")
+    prepare("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw", tmp_path / "prepared")
+    description = json.loads((tmp_path / "prepared/made/training/dataset.json").read_text())
     assert (description["channels"], description["size"]) == (3, [32, 32])
     for split, part, folder in (
         ("train", "train", "training"),

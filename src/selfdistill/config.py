@@ -115,7 +115,7 @@ class SourceFile(Strict):
     md5: Md5 | None = None
     verified: bool = True
     unpacked: list[Member] = []
-    sources: list[Annotated[str, Field(pattern=r"^(https?|package)://")]] = []
+    sources: list[Annotated[str, Field(pattern=r"^(https?|package|folder)://")]] = []
 
     @property
     def target(self) -> str:
@@ -128,8 +128,15 @@ class SplitSizes(Strict):
     seed: int = Field(ge=0, lt=2**31)
 
 
+class ImageForm(Strict):
+    """What image files are made into: size (H, W) and channels."""
+
+    size: list[Annotated[int, Field(ge=4, le=4096)]] = Field(min_length=2, max_length=2)
+    channels: Literal[1, 3]
+
+
 class DataEntry(Strict):
-    """obtain: where and how a user gets files that have no sources."""
+    """obtain: where and how a user gets files that have no sources.  image: for readers of image files."""
 
     title: str
     reader: Name
@@ -137,6 +144,7 @@ class DataEntry(Strict):
     citation: str
     obtain: str | None = None
     files: list[SourceFile] = Field(min_length=1)
+    image: ImageForm | None = None
     classes: list[str] = Field(min_length=2)
     split: SplitSizes
 

@@ -298,6 +298,8 @@ def archive(place: Place, file) -> tuple[Path, Found]:
         return path, verified(place, path, file)
     failures = []
     for source in file.sources:
+        if source.startswith("folder://"):
+            return listed(place, source, file)
         try:
             if source.startswith("package://"):
                 path = in_package(source)
@@ -348,6 +350,26 @@ def in_package(source: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FetchError(f"the package {package} is not installed")
     return Path(spec.submodule_search_locations[0]) / path
+
+
+def listed(place: Place, source: str, file) -> tuple[Path, Found]:
+    """The list of a folder's files (`selfdistill.data.folder`), in place of the files."""
+    from selfdistill.data.folder import list_of
+
+    folder = place.folder.parent.parent / source.removeprefix("folder://")
+    path = place.staged(download_name(file))
+    try:
+        path.write_bytes(list_of(folder))
+    except ValueError as error:
+        raise FetchError(f"{place.name}: {error}") from None
+    found = digests(path)
+    if found.sha256 != file.sha256:
+        path.unlink()
+        raise FetchError(
+            f"{place.name}: {folder} has changed since it was described (the SHA-256 of the list of its files is "
+            f"{found.sha256}, expected {file.sha256}); describe it anew, or bring the old files back"
+        )
+    return path, found
 
 
 def download_name(file) -> str:
