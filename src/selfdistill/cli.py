@@ -308,13 +308,14 @@ def describe(options) -> None:
 
 
 def prepare(options) -> None:
+    from selfdistill.data.fetch import FetchError
     from selfdistill.data.prepare import prepare as prepare_splits
 
     folder = catalogue_folder()
     entry = read_entry(folder, options.name)
     try:
         report = prepare_splits(options.name, entry, folder / "raw", folder / "prepared")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FetchError) as error:
         raise UserError(error) from None
     counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
     lists = folder / "prepared" / options.name / "report"

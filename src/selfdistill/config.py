@@ -106,7 +106,7 @@ class SourceFile(Strict):
     sha256: None where none is known; `verified` then is false, and the first file that is fetched is
     pinned (`selfdistill.data.fetch`).  verified: whether this project has seen the file with this hash.
     unpacked: the members of a .tar.gz, .tar or .zip that are wanted, or the one content of a .gz; empty for
-    a file that is kept as it is.
+    a file that is kept as it is.  in_place: it stays in the mirror, and a note of it is kept.
     """
 
     name: Name
@@ -114,6 +114,7 @@ class SourceFile(Strict):
     sha256: Sha256 | None
     md5: Md5 | None = None
     verified: bool = True
+    in_place: bool = False
     unpacked: list[Member] = []
     sources: list[Annotated[str, Field(pattern=r"^(https?|package|folder)://")]] = []
 
@@ -129,14 +130,18 @@ class SplitSizes(Strict):
 
 
 class ImageForm(Strict):
-    """What image files are made into: size (H, W) and channels."""
+    """What image files are made into: size (H, W) and channels.  shorter_side: where training images are too
+    many to keep as pixels, they are packed as JPEG files with at most so many pixels there."""
 
     size: list[Annotated[int, Field(ge=4, le=4096)]] = Field(min_length=2, max_length=2)
     channels: Literal[1, 3]
+    shorter_side: int | None = Field(default=None, ge=8, le=4096)
 
 
 class DataEntry(Strict):
-    """obtain: where and how a user gets files that have no sources.  image: for readers of image files."""
+    """obtain: where and how a user gets files that have no sources.  image: for readers of image files.
+    images: how many each published split has.  classes: None where the reader takes them from the files.
+    tests: the data set whose networks a set without `split` tests."""
 
     title: str
     reader: Name
@@ -145,8 +150,10 @@ class DataEntry(Strict):
     obtain: str | None = None
     files: list[SourceFile] = Field(min_length=1)
     image: ImageForm | None = None
-    classes: list[str] = Field(min_length=2)
-    split: SplitSizes
+    images: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    split: SplitSizes | None = None
+    tests: Name | None = None
 
 
 class Catalogue(Strict):
@@ -172,6 +179,10 @@ def read_catalogue(path: Path) -> Catalogue:
             faults.append(f"datasets.{name}.reader: {entry.reader!r} is no file {readers / entry.reader}.py")
         faults += unpacked_faults(f"datasets.{name}.files", entry.files)
         faults += source_faults(f"datasets.{name}", entry)
+        if entry.split is not None and entry.tests is not None:
+            faults.append(f"datasets.{name}.tests: {entry.tests!r} is not allowed beside `split`; allowed: one of both")
+        if entry.tests is not None and entry.tests not in catalogue.datasets:
+            faults.append(f"datasets.{name}.tests: {entry.tests!r}; {nearest(entry.tests, list(catalogue.datasets))}")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return catalogue
@@ -441,7 +452,12 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     if dataset not in catalogue.datasets:
         yield f"dataset: {dataset!r} is not in the catalogue; {nearest(dataset, list(catalogue.datasets))}"
         return
-    size = catalogue.datasets[dataset].split.train
+    entry = catalogue.datasets[dataset]
+    if entry.split is None:
+        known = [name for name, other in catalogue.datasets.items() if other.split is not None]
+        yield f"dataset: {dataset!r} has no training images of classes; allowed: {', '.join(known)}"
+        return
+    size = entry.split.train
     recipe = content.get("recipe")
     batch = recipe.get("batch_size") if isinstance(recipe, dict) else None
     if type(batch) is int and batch > size:

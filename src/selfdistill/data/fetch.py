@@ -146,6 +146,9 @@ class Place:
 def fetch_file(place: Place, file) -> None:
     """Bring one SourceFile, or its wanted members, unless they are there."""
     wanted = file.unpacked or [file]
+    if file.in_place:
+        note_in_place(place, file)
+        return
     if all(is_there(place.folder / w.target, place.sha256(w)) for w in wanted):
         return
     found = unpacked(place, file) if file.unpacked else [(file, whole(place, file))]
@@ -154,6 +157,35 @@ def fetch_file(place: Place, file) -> None:
     for w in wanted:
         os.replace(place.staged(w.target), place.folder / w.target)
     place.staged(download_name(file)).unlink(missing_ok=True)
+
+
+def note_in_place(place: Place, file) -> None:
+    """Verify a file that stays in the mirror, and leave a note of it: a copy of ImageNet would be 147 GB, and
+    DVC's cache would make another."""
+    note = place.folder / f"{file.name}.json"
+    known = place.sha256(file)
+    if known and note.is_file() and json.loads(note.read_text())["sha256"] == known:
+        return
+    path, found = archive(place, file)
+    if archives.is_archive(file.name):
+        checked(place, file, lambda: archives.check(path))
+    place.pin([(file, found)])
+    content = {"name": file.name, "bytes": found.bytes, "sha256": found.sha256}
+    write_atomically(note, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def in_place(raw: Path, name: str) -> Path:
+    """Where a file lies that was noted in `raw`, a data set's folder, and verified; it is verified again."""
+    note = raw / f"{name}.json"
+    if not note.is_file():
+        raise ValueError(f"{note}: not there; fetch the data set first")
+    sha256 = json.loads(note.read_text())["sha256"]
+    path = in_mirror(raw.name, name)
+    if path is None:
+        raise ValueError(f"{name} stays where you put it, and is not there; name its folder in {MIRROR}")
+    if (found := sha256_of(path)) != sha256:
+        raise ValueError(f"{path}: SHA-256 {found}, expected {sha256} as when it was fetched; fetch the data set again")
+    return path
 
 
 def is_there(path: Path, sha256: str | None) -> bool:

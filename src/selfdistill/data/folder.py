@@ -132,7 +132,8 @@ def describe_folder(
     the rest for the test; where splits are given, 10 % of train are for validation unless that is given too.
     ValueError: what of the folder cannot be used, and what is allowed.
     """
-    from selfdistill.data.prepare import split
+    from selfdistill.config import SplitSizes
+    from selfdistill.data.prepare import Pixels, split
 
     folder = folder.resolve()
     content = list_of(folder)
@@ -150,9 +151,9 @@ def describe_folder(
                 modes.add(image.mode)
         usable[part] = files.labels[kept]
     train, validation = sizes(usable, len(names))
-    labels = {part: (part_labels, part_labels) for part, part_labels in usable.items()}
     try:
-        split(labels, train, validation, seed)
+        published = {part: Pixels(labels, labels, labels) for part, labels in usable.items()}
+        split(published, SplitSizes(train=train, validation=validation, seed=seed))
     except ValueError:
         counts = np.bincount(usable.get("train", usable.get("all")), minlength=len(names))
         fewest = int(counts.argmin())

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What Pillow decodes by itself; others start programs (EPS: Ghostscript) or are no photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+QUALITY = 95  # of JPEG files that are written; Pillow's documentation advises against more
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -84,6 +85,26 @@ def sized(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarra
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def packed_form(content: bytes, shorter_side: int, channels: int) -> tuple[bytes, np.ndarray]:
+    """A JPEG file with at most so many pixels at its shorter side, and its pixels, uint8 H x W or H x W x 3.
+
+    What is small enough, upright and a plain JPEG already is kept to the byte.
+    """
+    image = upright(content)
+    if channels == 1:
+        image = image.convert("L")
+    with Image.open(io.BytesIO(content), formats=FORMATS) as original:
+        plain = original.format == "JPEG" and original.mode == image.mode and original.getexif().get(0x0112, 1) == 1
+    shortest = min(image.size)
+    if shortest > shorter_side:
+        image = image.resize([round(side * shorter_side / shortest) for side in image.size], Image.Resampling.LANCZOS)
+    elif plain:
+        return content, np.asarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue(), np.asarray(upright(buffer.getvalue()))
 
 
 def each(files: ImageFiles, action: Callable[[bytes], object]) -> Iterator[object]:
