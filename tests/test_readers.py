@@ -245,7 +245,8 @@ def imagenet_files(spoil: dict[str, bytes] | None = None) -> tuple[dict[str, byt
     inner = {
         f"{w}.tar": tar(*[member(name[4:], c) for name, c in images.items() if name.startswith(w)]) for w in SYNSETS
     }
-    rows = [(number, wnid, words, 0) for wnid, (number, words) in SYNSETS.items()] + [(5, "n99", "animal", 3)]
+    leaves = sorted((number, wnid, words, 0) for wnid, (number, words) in SYNSETS.items())
+    rows = [*leaves, (5, "n99", "animal", 3)]
     fields = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
     meta = io.BytesIO()
     savemat(meta, {"synsets": np.array(rows, fields)})
@@ -362,6 +363,14 @@ def test_every_file_of_the_catalogue_has_a_source_and_says_what_is_known_of_it()
             assert file.sha256 or file.md5, name
             assert file.verified == (name in ("digits", "fashion-mnist", "cifar100")), name
     assert CATALOGUE["cifar10"].classes == CATALOGUE["cifar10-c"].classes
+
+
+def test_the_guide_to_the_data_sets_names_them_all_and_what_of_them_is_unverified():
+    rows = [line for line in (ROOT / "docs/data-sets.md").read_text().splitlines() if line.startswith("| `")]
+    for name, entry in CATALOGUE.items():
+        (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
+        assert ("unverified" in row) == (not all(file.verified for file in entry.files)), name
+        assert ("to be obtained by you" in row) == (entry.obtain is not None), name
 
 
 @pytest.mark.parametrize("name", ["cifar10-c", "market1501"])

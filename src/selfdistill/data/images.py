@@ -87,8 +87,8 @@ def sized(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarra
     return pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def packed_form(content: bytes, shorter_side: int, channels: int) -> tuple[bytes, np.ndarray]:
-    """A JPEG file with at most so many pixels at its shorter side, and its pixels, uint8 H x W or H x W x 3.
+def packed_form(content: bytes, shorter_side: int, channels: int) -> tuple[bytes, Image.Image]:
+    """A JPEG file with at most so many pixels at its shorter side, and what is decoded of it, in mode L or RGB.
 
     What is small enough, upright and a plain JPEG already is kept to the byte.
     """
@@ -101,10 +101,10 @@ def packed_form(content: bytes, shorter_side: int, channels: int) -> tuple[bytes
     if shortest > shorter_side:
         image = image.resize([round(side * shorter_side / shortest) for side in image.size], Image.Resampling.LANCZOS)
     elif plain:
-        return content, np.asarray(image)
+        return content, image
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue(), np.asarray(upright(buffer.getvalue()))
+    return buffer.getvalue(), upright(buffer.getvalue())
 
 
 def each(files: ImageFiles, action: Callable[[bytes], object]) -> Iterator[object]:
