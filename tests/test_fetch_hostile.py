@@ -287,6 +287,9 @@ def test_the_first_file_of_an_unknown_hash_is_told_and_pinned(changes, mirror, t
     fetch("made", entry, tmp_path / "data/raw")
     assert contents(tmp_path / "data/raw/made") == KEPT
     assert capsys.readouterr().err == ""
+    (tmp_path / "data/pins/made.json").write_text('{"x.tar.gz"')
+    with pytest.raises(FetchError, match=r"made.json: not what was written there; bring it back from Git"):
+        fetch("made", entry, tmp_path / "data/raw")
 
 
 @pytest.mark.parametrize("content", [PAGE, b"", b"\0" * 1000, GOOD[:-100]])

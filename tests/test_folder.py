@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
+from selfdistill.cli import main
 from selfdistill.config import Catalogue, DataEntry, read_catalogue
 from selfdistill.data.fetch import FetchError, fetch
 from selfdistill.data.folder import describe_folder
@@ -262,6 +263,15 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(change, words, tmp_
     with pytest.raises(ValueError, match=words) as error:
         describe_folder(tmp_path / "photos")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_command_prints_the_entry_or_one_line(tmp_path, capsys):
+    fill(tmp_path / "photos", 40)
+    assert main(["describe", "made", str(tmp_path / "photos"), "--size", "16", "20"]) == 0
+    entry = yaml.safe_load("datasets:\n" + capsys.readouterr().out)["datasets"]["made"]
+    assert entry == describe_folder(tmp_path / "photos", size=(16, 20))
+    assert main(["describe", "made", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_described_folder_is_an_entry_of_the_catalogue(tmp_path):

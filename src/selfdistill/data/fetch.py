@@ -90,7 +90,10 @@ class Place:
         self.name, self.entry = name, entry
         self.folder, self.partial = raw / name, raw / f"{name}.partial"
         self.pin_file = raw.parent / "pins" / f"{name}.json"
-        self.pins: dict[str, dict] = json.loads(self.pin_file.read_text()) if self.pin_file.is_file() else {}
+        try:
+            self.pins: dict[str, dict] = json.loads(self.pin_file.read_text()) if self.pin_file.is_file() else {}
+        except ValueError:
+            raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git") from None
 
     def sha256(self, file) -> str | None:
         """Of a SourceFile or Member: the catalogue's, or the pinned one."""
