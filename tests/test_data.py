@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from selfdistill.config import ConfigError, DataEntry, read_catalogue
 from selfdistill.data import cifar
+from selfdistill.data import fetch as fetch_module
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.prepare import moments, prepare
 
@@ -96,6 +97,7 @@ def server(tmp_path):
 @pytest.fixture(autouse=True)
 def no_mirror(monkeypatch):
     monkeypatch.delenv(MIRROR, raising=False)
+    monkeypatch.setattr(fetch_module, "PAUSE", 0)
 
 
 def fetched(folder) -> dict[str, bytes]:
@@ -261,7 +263,8 @@ def test_what_is_fetched_is_not_asked_for_again_and_what_is_damaged_is_mended(mi
 def test_cifar_is_read_with_fine_labels_and_planes_in_order(mirror, tmp_path):
     (mirror / "made.tar.gz").write_bytes(CIFAR_ARCHIVE)
     fetch("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw")
-    description = prepare("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw", tmp_path / "prepared")
+    prepare("made", cifar_entry(CIFAR_ARCHIVE), tmp_path / "raw", tmp_path / "prepared")
+    description = json.loads((tmp_path / "prepared/made/training/dataset.json").read_text())
     assert (description["channels"], description["size"]) == (3, [32, 32])
     for split, part, folder in (
         ("train", "train", "training"),
@@ -336,12 +339,7 @@ def test_a_wrong_member_in_the_mirror_is_refused_by_name(mirror, tmp_path):
 
 
 def test_what_else_lies_in_a_tar_has_no_effect(mirror, tmp_path):
-    others = [
-        member("../../outside", b"x"),
-        member("/tmp/outside", b"x"),
-        member("cifar-100-python", type=tarfile.SYMTYPE, linkname=str(mirror)),
-        member("cifar-100-python/file.txt~", b"x"),
-    ]
+    others = [member("cifar-100-python", type=tarfile.DIRTYPE), member("cifar-100-python/file.txt~", b"x")]
     archive = gzip.compress(tar(*others, *cifar_members()), mtime=0)
     (mirror / "made.tar.gz").write_bytes(archive)
     fetch("made", cifar_entry(archive), tmp_path / "raw")
@@ -414,7 +412,7 @@ def test_the_moments_are_those_of_the_pixels():
         ({"name": "a/../../b"}, "files[0].unpacked[0].name"),
         ({"bytes": 0}, "files[0].unpacked[0].bytes"),
         ({"name": "elsewhere/test"}, "kept as 'test'"),
-        ("made.zip", "a .gz, .tar.gz or .tgz"),
+        ("made.rar", ".tar, .zip or .gz"),
         ("made.gz", "3 files; allowed: one"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_folder import mixed
 
 from selfdistill.data.vision import import_torchvision
 
@@ -65,6 +66,32 @@ def test_the_example_of_a_training_loop_of_ones_own(library):
     torch.testing.assert_close(network(images).logits[-1], scope["backbone"](images))
 
 
+def test_the_guide_to_adding_a_folder_of_images(project, tmp_path):
+    """From 200 mixed images to a trained network and a page."""
+    (command,) = blocks("adding-a-data-set.md", "sh")
+    mixed(tmp_path / "photos")
+    project.run("sh", "-c", command, HOME=str(tmp_path))
+    study_of(project, "photos")
+    project.run("make", "study", "STUDY=photos", "-o", "install")
+    assert "Plain" in (project / "studies/photos/results/tables/accuracy.md").read_text()
+    assert (project / "studies/photos/results/index.html").is_file()
+    assert len((project / "data/prepared/photos/report/quarantine.csv").read_text().splitlines()) == 10
+    assert "9 files could not be used" in project.run("selfdistill", "prepare", "photos").stdout
+
+
+def study_of(project, dataset: str) -> None:
+    """A copy of the study of Fashion-MNIST for another data set, of one short training."""
+    study = project / "studies" / dataset
+    study.mkdir()
+    for source in (project / "studies/fashion-mnist").iterdir():
+        target = study / source.name
+        target.symlink_to(source.readlink()) if source.is_symlink() else target.write_bytes(source.read_bytes())
+    project.params(
+        f"studies/{dataset}/params.yaml",
+        **{"dataset": dataset, "methods": ["plain"], "students": [], "seeds": [0], "recipe.epochs": 2},
+    )
+
+
 def test_the_guide_to_adding_a_data_set(project, tmp_path):
     (reader,) = blocks("adding-a-data-set.md", "python")
     (entry,) = blocks("adding-a-data-set.md", "yaml")
@@ -86,15 +113,8 @@ def test_the_guide_to_adding_a_data_set(project, tmp_path):
     text = entry.replace("0" * 64, sums[0]).replace("123456", str(sums[1]))
     with open(project / "data/params.yaml", "a") as catalogue:
         catalogue.write(text)
+    study_of(project, "photos")
     study = project / "studies/photos"
-    study.mkdir()
-    for source in (project / "studies/fashion-mnist").iterdir():
-        target = study / source.name
-        target.symlink_to(source.readlink()) if source.is_symlink() else target.write_bytes(source.read_bytes())
-    project.params(
-        "studies/photos/params.yaml",
-        **{"dataset": "photos", "methods": ["plain"], "students": [], "seeds": [0], "recipe.epochs": 2},
-    )
     project.run("workflow/run", "check", "studies/photos/params.yaml")
     mirror = {"SELFDISTILL_MIRROR": str(archive.parent)}
     project.run("make", "study", "STUDY=photos", "-o", "install", **mirror)

@@ -71,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", help="data set, as in data/params.yaml")
 
+    sub = command(
+        "describe",
+        describe,
+        "an entry of the catalogue for a folder of images",
+        "Print the entry of data/params.yaml for a folder of images, CLASS/image.jpg or train/CLASS/image.jpg beside "
+        "test/CLASS/image.jpg: its classes, the hash of the list of its files, sizes of the splits. Decodes every "
+        "image once; those that cannot be used are left out of the counts.",
+        "Example: selfdistill describe photos ~/photos >> data/params.yaml",
+    )
+    sub.add_argument("name", help="of the data set")
+    sub.add_argument("folder", type=Path, help="that holds the images; it stays where it is")
+    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+
     cell = argparse.ArgumentParser(add_help=False)
     cell.add_argument("--model", required=True, help="network, one of the study's models")
     cell.add_argument("--method", required=True, help="method, one of the study's methods or students")
@@ -273,21 +287,42 @@ def fetch(options) -> None:
     folder = catalogue_folder()
     try:
         fetch_files(options.name, read_entry(folder, options.name), folder / "raw")
-    except FetchError as error:
+    except (FetchError, OSError) as error:  # a full disk, too
         raise UserError(error) from None
 
 
+def describe(options) -> None:
+    import textwrap
+
+    import yaml
+
+    from selfdistill.data.folder import describe_folder
+
+    size = tuple(options.size) if options.size else None
+    try:
+        entry = describe_folder(options.folder, size=size, seed=options.seed)
+    except (OSError, ValueError) as error:
+        raise UserError(error) from None
+    text = yaml.safe_dump({options.name: entry}, sort_keys=False, allow_unicode=True, width=110)
+    print(textwrap.indent(text, "  "), end="")
+
+
 def prepare(options) -> None:
+    from selfdistill.data.fetch import FetchError
     from selfdistill.data.prepare import prepare as prepare_splits
 
     folder = catalogue_folder()
     entry = read_entry(folder, options.name)
     try:
-        description = prepare_splits(options.name, entry, folder / "raw", folder / "prepared")
-    except (OSError, ValueError) as error:
+        report = prepare_splits(options.name, entry, folder / "raw", folder / "prepared")
+    except (OSError, ValueError, FetchError) as error:
         raise UserError(error) from None
-    counts = ", ".join(f"{part} {count:,}" for part, count in description["counts"].items())
-    print(f"{options.name}: {counts}")
+    counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
+    lists = folder / "prepared" / options.name / "report"
+    bad, twice = report["quarantined"], sum(report["duplicates"].values())
+    notes = f"; {bad:,} files could not be used, see {lists / 'quarantine.csv'}" if bad else ""
+    notes += f"; {twice:,} images stand in two splits, see {lists / 'duplicates.csv'}" if twice else ""
+    print(f"{options.name}: {counts}{notes}")
 
 
 def read_cell(options) -> Study:

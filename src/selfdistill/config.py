@@ -19,6 +19,7 @@ from selfdistill import methods, models
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class ConfigError(Exception):
@@ -85,12 +86,13 @@ class Study(Strict):
 
 
 class Member(Strict):
-    """One file inside a published archive, under its path there and in torchvision's layout."""
+    """One file inside a published archive, under its path there and in torchvision's layout; bytes and
+    sha256 are None where nobody published them."""
 
     name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
-    bytes: int = Field(gt=0)
-    sha256: Sha256
-    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    bytes: int | None = Field(default=None, gt=0)
+    sha256: Sha256 | None = None
+    md5: Md5 | None = None
 
     @property
     def target(self) -> str:
@@ -101,16 +103,24 @@ class Member(Strict):
 class SourceFile(Strict):
     """One file of a data set as published.
 
-    unpacked: the members of a .tar.gz that are wanted, or the one content of a .gz; empty for a file
-    that is kept as it is.
+    sha256: None where none is known; `verified` then is false, and the first file that is fetched is
+    pinned (`selfdistill.data.fetch`).  verified: whether this project has seen the file with this hash.
+    unpacked: the members of a .tar.gz, .tar or .zip that are wanted, or the one content of a .gz; empty for
+    a file that is kept as it is.  in_place: it stays in the mirror, and a note of it is kept.
     """
 
     name: Name
-    bytes: int = Field(gt=0)
-    sha256: Sha256
-    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    bytes: int | None = Field(gt=0)
+    sha256: Sha256 | None
+    md5: Md5 | None = None
+    verified: bool = True
+    in_place: bool = False
     unpacked: list[Member] = []
-    sources: list[Annotated[str, Field(pattern=r"^(https?|package)://")]] = Field(min_length=1)
+    sources: list[Annotated[str, Field(pattern=r"^(https?|package|folder)://")]] = []
+
+    @property
+    def target(self) -> str:
+        return self.name
 
 
 class SplitSizes(Strict):
@@ -119,14 +129,31 @@ class SplitSizes(Strict):
     seed: int = Field(ge=0, lt=2**31)
 
 
+class ImageForm(Strict):
+    """What image files are made into: size (H, W) and channels.  shorter_side: where training images are too
+    many to keep as pixels, they are packed as JPEG files with at most so many pixels there."""
+
+    size: list[Annotated[int, Field(ge=4, le=4096)]] = Field(min_length=2, max_length=2)
+    channels: Literal[1, 3]
+    shorter_side: int | None = Field(default=None, ge=8, le=4096)
+
+
 class DataEntry(Strict):
+    """obtain: where and how a user gets files that have no sources.  image: for readers of image files.
+    images: how many each published split has.  classes: None where the reader takes them from the files.
+    tests: the data set whose networks a set without `split` tests."""
+
     title: str
     reader: Name
     licence: str
     citation: str
+    obtain: str | None = None
     files: list[SourceFile] = Field(min_length=1)
-    classes: list[str] = Field(min_length=2)
-    split: SplitSizes
+    image: ImageForm | None = None
+    images: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    split: SplitSizes | None = None
+    tests: Name | None = None
 
 
 class Catalogue(Strict):
@@ -151,6 +178,11 @@ def read_catalogue(path: Path) -> Catalogue:
         if not (readers / f"{entry.reader}.py").is_file():
             faults.append(f"datasets.{name}.reader: {entry.reader!r} is no file {readers / entry.reader}.py")
         faults += unpacked_faults(f"datasets.{name}.files", entry.files)
+        faults += source_faults(f"datasets.{name}", entry)
+        if entry.split is not None and entry.tests is not None:
+            faults.append(f"datasets.{name}.tests: {entry.tests!r} is not allowed beside `split`; allowed: one of both")
+        if entry.tests is not None and entry.tests not in catalogue.datasets:
+            faults.append(f"datasets.{name}.tests: {entry.tests!r}; {nearest(entry.tests, list(catalogue.datasets))}")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return catalogue
@@ -160,13 +192,27 @@ def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
     """Archives of no known form, and files that would take each other's place."""
     targets = []
     for i, file in enumerate(files):
-        if file.unpacked and not file.name.endswith((".gz", ".tgz")):
-            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: a .gz, .tar.gz or .tgz"
-        elif len(file.unpacked) > 1 and not file.name.endswith((".tar.gz", ".tgz")):
+        archive = file.name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
+        if file.unpacked and not (archive or file.name.endswith(".gz")):
+            allowed = "a .tar.gz, .tgz, .tar, .zip or .gz"
+            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: {allowed}"
+        elif len(file.unpacked) > 1 and not archive:
             yield f"{place}[{i}].unpacked: {len(file.unpacked)} files; allowed: one, for a .gz holds no more"
         targets += [member.target for member in file.unpacked] or [file.name]
     for target in sorted({t for t in targets if targets.count(t) > 1}):
         yield f"{place}: two files would be kept as {target!r}; allowed: each name once"
+
+
+def source_faults(place: str, entry: DataEntry) -> Iterator[str]:
+    """Files that nobody could fetch, and hashes that nobody has verified."""
+    for i, file in enumerate(entry.files):
+        if not file.sources and entry.obtain is None:
+            yield f"{place}.files[{i}].sources: none; allowed: at least one, or `obtain`: how a user gets the file"
+        if file.verified and (file.sha256 is None or file.bytes is None):
+            yield (
+                f"{place}.files[{i}].verified: true is not allowed without bytes and sha256; allowed: false, and the "
+                "first file that is fetched is pinned"
+            )
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -406,7 +452,12 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     if dataset not in catalogue.datasets:
         yield f"dataset: {dataset!r} is not in the catalogue; {nearest(dataset, list(catalogue.datasets))}"
         return
-    size = catalogue.datasets[dataset].split.train
+    entry = catalogue.datasets[dataset]
+    if entry.split is None:
+        known = [name for name, other in catalogue.datasets.items() if other.split is not None]
+        yield f"dataset: {dataset!r} has no training images of classes; allowed: {', '.join(known)}"
+        return
+    size = entry.split.train
     recipe = content.get("recipe")
     batch = recipe.get("batch_size") if isinstance(recipe, dict) else None
     if type(batch) is int and batch > size:

@@ -1,91 +1,281 @@
 """Split a data set and pack each split into one file.
 
 Where the publisher gives a test split, it is kept whole; otherwise test is what train and
-validation leave.  Train and validation are drawn stratified by class from one seed, and the indices
-of every split are kept in its file.
+validation leave.  Train and validation are drawn stratified by class from one seed, unless both are
+given, and the indices of every split are kept in its file.
+
+A reader is a module of this package with `read(raw)` -> {"train", "test"} or {"all"}, each (images uint8
+N x C x H x W, labels int64 N), or with `image_files(raw, entry)` -> the same of
+`selfdistill.data.images.ImageFiles`; and perhaps with `classes(raw)`, the names in the files.  A reader of test
+images alone has `tests(raw, entry)`, which yields (name, tensors).
 """
 
+import csv
 import hashlib
+import io
+import itertools
 import json
 import math
+import os
+import shutil
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 from sklearn.model_selection import train_test_split
 
+from selfdistill.data.images import Quarantined, decoded
+from selfdistill.data.packing import spooled
 from selfdistill.files import write_atomically
 
 FOLDERS = {"train": "training", "validation": "training", "test": "test"}
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Usable images of a published split: uint8 N x C x H x W, labels and their numbers there, int64 N."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[2:]
+
+    def select(self, rows: np.ndarray) -> "Pixels":
+        return Pixels(self.images[rows], self.labels[rows], self.numbers[rows])
+
+    def sha256(self) -> str:
+        return pixels_sha256(self.images, self.labels)
+
+    def fingerprints(self) -> list[bytes]:
+        return [hashlib.blake2b(image.tobytes(), digest_size=32).digest() for image in self.images]
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        return moments(self.images)
+
+    def write(self, folder: Path, part: str) -> str:
+        """The file of a split; the SHA-256 of its pixels."""
+        tensors = {"images": self.images, "labels": self.labels, "indices": self.numbers}
+        write_tensors(folder / f"{part}.safetensors", tensors)
+        return self.sha256()
+
+
 def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     """Write `prepared`/`name`/training (train, validation and dataset.json) and `prepared`/`name`/test,
-    apart, so that training does not even depend on the test images.  A split is a safetensors file:
-    images uint8 N x C x H x W, labels int64 N, indices int64 N in the published order.  Returns what
-    dataset.json says."""
+    apart, so that training does not even depend on the test images, and `prepared`/`name`/report.  A split is
+    a safetensors file: images uint8 N x C x H x W, labels int64 N, indices int64 N in the published order;
+    or, for training images that `entry.image.shorter_side` says to pack, what
+    `selfdistill.data.prepared.packed` reads.  Returns what report.json says."""
     reader = import_module(f"selfdistill.data.{entry.reader}")
-    if hasattr(reader, "classes") and reader.classes(raw / name) != entry.classes:
-        raise ValueError(f"{name}: the catalogue's `classes` are not those of the files, in their order; correct them")
-    published = reader.read(raw / name)
-    known = len(entry.classes)
-    found = max(int(labels.max()) + 1 for _, labels in published.values())
-    if found > known:
-        raise ValueError(f"{name}: {found} classes in the files, {known} in the catalogue's `classes`")
-    splits = split(published, entry.split.train, entry.split.validation, entry.split.seed)
-    for part, (images, labels, indices) in splits.items():
-        tensors = {"images": images, "labels": labels, "indices": indices}
-        packed = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
-        write_atomically(prepared / name / FOLDERS[part] / f"{part}.safetensors", packed)
-    training = splits["train"][0]
-    mean, std = moments(training)
+    folder, spool = prepared / name, prepared / f"{name}.spool"
+    if not any(hasattr(reader, form) for form in (("read", "image_files") if entry.split else ("tests",))):
+        raise ValueError(
+            f"{name}: {entry.reader}.py reads no images of classes, of which alone this stage makes splits"
+        )
+    classes = class_names(name, entry, reader, raw / name)
+    if entry.split is None:
+        return prepare_tests(name, entry, reader, raw / name, folder, classes)
+    try:
+        published, bad = read_published(name, entry, reader, raw / name, spool)
+        found = max(int(source.labels.max()) + 1 for source in published.values())
+        if found > len(classes):
+            raise ValueError(f"{name}: {found} classes in the files, {len(classes)} in the catalogue's `classes`")
+        hashes, counts, fingerprints = {}, {}, {}
+        for part, (source, rows) in split(published, entry.split).items():
+            chosen = published[source].select(rows)
+            hashes[part], counts[part] = chosen.write(folder / FOLDERS[part], part), len(rows)
+            fingerprints[part] = chosen.fingerprints(), chosen.labels.tolist()
+            if part == "train":
+                mean, std = chosen.moments()
+                channels, size = chosen.channels, list(chosen.size)
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
     description = {
         "name": name,
         "title": entry.title,
-        "classes": list(entry.classes),
-        "channels": training.shape[1],
-        "size": list(training.shape[2:]),
-        "counts": {part: len(labels) for part, (_, labels, _) in splits.items()},
+        "classes": classes,
+        "channels": channels,
+        "size": size,
+        "counts": counts,
         "split": dict(vars(entry.split)),
         "mean": np.round(mean, 6).tolist(),
         "std": np.round(std, 6).tolist(),
-        "pixels_sha256": {part: pixels_sha256(images, labels) for part, (images, labels, _) in splits.items()},
+        "pixels_sha256": hashes,
     }
-    text = json.dumps(description, indent=1) + "\n"
-    write_atomically(prepared / name / "training" / "dataset.json", text.encode())
-    return description
+    write_json(folder / "training" / "dataset.json", description)
+    whole = {part: {"images": len(p.labels), "pixels_sha256": p.sha256()} for part, p in published.items()}
+    return write_report(folder / "report", entry, counts, whole, bad, duplicates(fingerprints))
 
 
-def split(published: dict, train: int, validation: int, seed: int) -> dict:
-    """{"train" | "validation" | "test": (images, labels, indices)} from {"train", "test"} or {"all"}."""
-    images, labels = published.get("train") or published["all"]
-    spare = len(labels) - train - validation
+def prepare_tests(name: str, entry, reader, raw: Path, folder: Path, classes: list[str]) -> dict:
+    """The same for a data set of test images alone: a file each of its test sets, and no mean and deviation,
+    for those belong to the data set whose networks it tests."""
+    counts, hashes = {}, {}
+    for part, tensors in reader.tests(raw, entry):
+        if int(tensors["labels"].max()) >= len(classes):
+            raise ValueError(f"{name}: label {tensors['labels'].max()} in {part}, and {len(classes)} classes")
+        write_tensors(folder / "test" / f"{part}.safetensors", tensors)
+        counts[part], hashes[part] = len(tensors["labels"]), pixels_sha256(tensors["images"], tensors["labels"])
+        _, channels, *size = tensors["images"].shape
+    counted(name, entry, counts)
+    description = {
+        "name": name,
+        "title": entry.title,
+        "tests": entry.tests,
+        "classes": classes,
+        "channels": channels,
+        "size": size,
+        "counts": counts,
+        "pixels_sha256": hashes,
+    }
+    write_json(folder / "training" / "dataset.json", description)
+    return write_report(folder / "report", entry, counts, {}, [], [])
+
+
+def class_names(name: str, entry, reader, raw: Path) -> list[str]:
+    """The catalogue's, which must be those of the files if these name them; the files' if it has none."""
+    named = reader.classes(raw) if hasattr(reader, "classes") else None
+    if entry.classes is None and named is None:
+        raise ValueError(f"{name}: its files do not name the classes; write them under `classes` in the catalogue")
+    if None not in (entry.classes, named) and list(entry.classes) != named:
+        raise ValueError(f"{name}: the catalogue's `classes` are not those of the files, in their order; correct them")
+    return list(named or entry.classes)
+
+
+def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[dict, list[Quarantined]]:
+    """The published splits, by name, of usable images, and what cannot be used."""
+    if hasattr(reader, "read"):
+        splits = reader.read(raw)
+        counted(name, entry, {part: len(labels) for part, (_, labels) in splits.items()})
+        return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, []
+    published, bad, form = {}, [], entry.image
+    if form is None:
+        raise ValueError(f"{name}: no `image` in the catalogue; write the size and channels of its images there")
+    splits = reader.image_files(raw, entry)
+    counted(name, entry, {part: len(files.names) for part, files in splits.items()})
+    for part, files in splits.items():
+        if form.shorter_side is None:
+            images, kept, unusable = decoded(part, files, tuple(form.size), form.channels)
+            published[part] = Pixels(images, files.labels[kept], kept)
+        else:
+            published[part], unusable = spooled(part, files, form, spool / part)
+        bad += unusable
+        if not len(published[part].labels):
+            raise ValueError(f"{name}: none of the {len(files.names)} files of {part!r} can be used: {bad[-1].reason}")
+    return published, bad
+
+
+def counted(name: str, entry, found: dict[str, int]) -> None:
+    if entry.images is not None and entry.images != found:
+        raise ValueError(f"{name}: {found} images in the files, {entry.images} in the catalogue's `images`")
+
+
+def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
+    """{"train" | "validation" | "test": (published split, rows int64)} from {"train", "test"}, {"all"}, or
+    {"train", "validation", "test"}, where all of train and validation must be asked for.
+
+    published: what has `labels`; sizes: `selfdistill.config.SplitSizes`.
+    """
+    train, validation, seed = sizes.train, sizes.validation, sizes.seed
+    source = "train" if "train" in published else "all"
+    labels = published[source].labels
+    count = len(labels)
+    if "validation" in published:
+        given = count, len(published["validation"].labels)
+        if given != (train, validation):
+            raise ValueError(f"split: {train} + {validation} images asked for, {given[0]} + {given[1]} given")
+        return {part: (part, np.arange(len(published[part].labels))) for part in FOLDERS}
+    spare = count - train - validation
     if spare < (0 if "test" in published else 1):
-        raise ValueError(f"split: {train} + {validation} images asked for, {len(labels)} there")
-    chosen, rest = train_test_split(np.arange(len(labels)), train_size=train, stratify=labels, random_state=seed)
+        raise ValueError(f"split: {train} + {validation} images asked for, {count} there")
+    chosen, rest = train_test_split(np.arange(count), train_size=train, stratify=labels, random_state=seed)
     if spare:
         held_out, rest = train_test_split(rest, train_size=validation, stratify=labels[rest], random_state=seed)
     else:  # what a stratified draw leaves is stratified too
         held_out = rest
-    parts = {"train": np.sort(chosen), "validation": np.sort(held_out)}
-    result = {part: (images[i], labels[i], i) for part, i in parts.items()}
-    if "test" in published:
-        images, labels = published["test"]
-        rest = np.arange(len(labels))
-    rest = np.sort(rest)
-    result["test"] = (images[rest], labels[rest], rest)
-    return result
+    parts = {"train": (source, np.sort(chosen)), "validation": (source, np.sort(held_out))}
+    test = ("test", np.arange(len(published["test"].labels))) if "test" in published else (source, np.sort(rest))
+    return parts | {"test": test}
+
+
+# ---- the files ----
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A safetensors file, whole or not there, without a second copy in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_report(folder: Path, entry, counts: dict, published: dict, bad: list[Quarantined], twice: list[dict]) -> dict:
+    """report.json, and one line for each image that could not be used and for each that two splits share."""
+    pairs = [f"{a}, {b}" for a, b in itertools.combinations(counts, 2)] if published else []
+    report = {
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "counts": counts,
+        "published": published,
+        "quarantined": len(bad),
+        "duplicates": {pair: sum(row["splits"] == pair for row in twice) for pair in pairs},
+        "duplicates_with_another_label": sum(row["labels"] == "different" for row in twice),
+    }
+    write_csv(folder / "quarantine.csv", ("split", "name", "reason"), [vars(image) for image in bad])
+    write_csv(folder / "duplicates.csv", ("splits", "first", "second", "labels"), twice)
+    write_json(folder / "report.json", report)
+    return report
+
+
+def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def duplicates(fingerprints: dict[str, tuple[list[bytes], list[int]]]) -> list[dict]:
+    """Images of one split whose pixels stand in an earlier one too, by their rows in both files.
+
+    fingerprints: of each split's images, and their labels."""
+    rows = []
+    for (a, (earlier, labels)), (b, (later, others)) in itertools.combinations(fingerprints.items(), 2):
+        first = {pixels: i for i, pixels in reversed(list(enumerate(earlier)))}
+        for j, pixels in enumerate(later):
+            if pixels in first:
+                i = first[pixels]
+                same = "equal" if labels[i] == others[j] else "different"
+                rows.append({"splits": f"{a}, {b}", "first": i, "second": j, "labels": same})
+    return rows
 
 
 def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation a channel, float64 C, of uint8 N x C x H x W as numbers from 0 to 1.
 
-    From sums of integers: exact, and in a quarter of the memory that a copy in float64 would take.
+    From sums of integers: exact, and of some images at a time: their squares take twice their memory.
     """
     count = images.size // images.shape[1]
-    sums = images.sum(axis=(0, 2, 3), dtype=np.uint64).tolist()
-    squares = np.square(images, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64).tolist()
+    some = [images[i : i + 4096] for i in range(0, len(images), 4096)]
+    sums = sum(part.sum(axis=(0, 2, 3), dtype=np.uint64) for part in some).tolist()
+    squares = sum(np.square(part, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64) for part in some).tolist()
     mean = [s / (255 * count) for s in sums]
     std = [math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(sums, squares, strict=True)]
     return np.array(mean), np.array(std)
@@ -94,6 +284,6 @@ def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def pixels_sha256(images: np.ndarray, labels: np.ndarray) -> str:
     """Of shape, decoded pixels and labels: equal hashes mean equal data, whatever the file format."""
     digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
+    digest.update(np.ascontiguousarray(images))
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()

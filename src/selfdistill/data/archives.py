@@ -1,0 +1,193 @@
+"""Archives, read with suspicion: tar, tar.gz and zip.
+
+Nothing is ever unpacked by the names that an archive gives.  Its members are read one by one into places
+that the caller chooses, and an archive is refused as a whole, before any of it is used, where a name
+leaves its folder, a member is a link or a device, stands there twice, or unpacks to more than it may.
+"""
+
+import gzip
+import re
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+TAR, GZIPPED_TAR, ZIP = (".tar",), (".tar.gz", ".tgz"), (".zip",)
+KNOWN = TAR + GZIPPED_TAR + ZIP
+# An archive of photographs or arrays hardly shrinks; deflate at its utmost makes 1,032 bytes of one.
+RATIO = 100
+
+# All that a damaged archive makes the standard library raise; a chain of long names ends in a RecursionError.
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RecursionError,
+    NotImplementedError,
+)
+
+
+class ArchiveError(ValueError):
+    """An archive that is damaged, or that no honest publisher would make."""
+
+
+def is_archive(name: str) -> bool:
+    return name.endswith(KNOWN)
+
+
+def safe_name(name: str) -> str:
+    """The name of a member, if it stays inside the folder that the archive stands for, on any system."""
+    shown = ascii(name[:80])
+    if not name.isprintable():  # control signs, unpaired surrogates, signs that turn the reading direction
+        raise ArchiveError(f"the name {shown} holds signs that cannot be printed")
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+        raise ArchiveError(f"the name {shown} leaves the archive's folder")
+    if len(name.encode()) > 1024 or any(len(part.encode()) > 255 for part in name.split("/")):
+        raise ArchiveError(f"the name {shown}... is longer than file systems allow")
+    return unicodedata.normalize("NFC", name.removeprefix("./"))
+
+
+class Once:
+    """Names, each allowed once."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        if name in self.seen:
+            raise ArchiveError(f"{name!a} stands in it twice")
+        self.seen.add(name)
+        return name
+
+
+def members(path: Path, most: int | None = None) -> Iterator[tuple[str, int, BinaryIO]]:
+    """(name, bytes, content) of every file of an archive, in its order; read a content before going on.
+
+    most: bytes that the whole may unpack to; RATIO times its own size if None.  Raises ArchiveError, at
+    whatever member shows that the archive is not to be used: believe none before the last has passed.
+    """
+    most = RATIO * path.stat().st_size + 2**20 if most is None else most
+    try:
+        yield from (zip_members if path.name.endswith(ZIP) else tar_members)(path, most)
+    except ArchiveError:
+        raise
+    except DAMAGED as error:
+        raise ArchiveError(str(error) or type(error).__name__) from None
+
+
+def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, BinaryIO]]:
+    with ExitStack() as stack:
+        content = stack.enter_context(open(path, "rb"))
+        if path.name.endswith(GZIPPED_TAR):
+            content = stack.enter_context(gzip.open(content))
+        tar = stack.enter_context(tarfile.open(fileobj=Bounded(content, most), mode="r|"))
+        once = Once()
+        for member in tar:
+            name = regular(member)
+            if name is not None:
+                yield once(name), member.size, tar.extractfile(member)
+
+
+def regular(member: tarfile.TarInfo) -> str | None:
+    """The safe name of a file, None for a folder; nothing else may lie in an archive."""
+    name = safe_name(member.name)
+    if member.isdir():
+        return None
+    if not member.isreg() or member.issparse():
+        kind = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.FIFOTYPE: "a pipe"}
+        raise ArchiveError(f"{name!a} is {kind.get(member.type, 'a device or another special file')}")
+    return name
+
+
+def zip_members(path: Path, most: int) -> Iterator[tuple[str, int, BinaryIO]]:
+    with zipfile.ZipFile(path) as archive:
+        for name, member in zip_index(archive, most).items():
+            with archive.open(member) as content:  # which ends at the declared size, and checks the CRC there
+                yield name, member.file_size, content
+
+
+def zip_index(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
+    """{safe name: member} of the files of a zip archive, all of whose headers were checked."""
+    once, found, left = Once(), {}, most
+    for member in archive.infolist():
+        # what the archive says, not what zipfile makes of it: it cuts a name at its first zero byte
+        name = safe_name(member.orig_filename)
+        if member.is_dir():
+            continue
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise ArchiveError(f"{name!a} is a link or a special file")
+        if member.flag_bits & 1:
+            raise ArchiveError(f"{name!a} is encrypted")
+        left -= member.file_size
+        if left < 0:
+            raise ArchiveError(f"it unpacks to more than {most:,} bytes")
+        found[once(name)] = member
+    return found
+
+
+def check(path: Path) -> None:
+    """Refuse an archive that is kept as it is, from its headers; a compressed tar is read to its end."""
+    if path.name.endswith(ZIP):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                zip_index(archive, RATIO * path.stat().st_size + 2**20)
+        except DAMAGED as error:
+            raise ArchiveError(str(error)) from None
+    elif path.name.endswith(GZIPPED_TAR):
+        for _ in members(path):
+            pass
+    elif path.name.endswith(TAR):
+        with open(path, "rb") as file:
+            tar_index(file)
+
+
+def tar_index(file: BinaryIO, end: int | None = None) -> dict[str, tuple[int, int]]:
+    """{safe name: (first byte, bytes)} of the files of an uncompressed tar that begins where `file` stands.
+
+    end: where the file, or the tar around this one, ends.  For random access without unpacking.
+    """
+    if end is None:
+        here = file.tell()
+        end = file.seek(0, 2)
+        file.seek(here)
+    once, found = Once(), {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > end:
+                    raise ArchiveError(f"{member.name[:80]!a} is cut off")
+                name = regular(member)
+                if name is not None:
+                    found[once(name)] = member.offset_data, member.size
+                tar.members.clear()  # else 1,000,000 headers would stay in memory
+    except ArchiveError:
+        raise
+    except DAMAGED as error:
+        raise ArchiveError(str(error) or type(error).__name__) from None
+    return found
+
+
+class Bounded:
+    """A stream that refuses to give more than `limit` bytes, or to be read at its end: a header of a
+    hostile archive may claim any size, and tarfile would go through so many bytes, or wait for them."""
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self.stream, self.limit, self.left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise ArchiveError(f"it unpacks to more than {self.limit:,} bytes")
+        if size and not content:
+            raise EOFError("it ends too early")
+        return content

@@ -1,0 +1,283 @@
+"""A folder of images: what can be used is used, upright and in 8 bits; the rest is listed with its reason."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+
+from selfdistill.cli import main
+from selfdistill.config import Catalogue, DataEntry, read_catalogue
+from selfdistill.data.fetch import FetchError, fetch
+from selfdistill.data.folder import describe_folder
+from selfdistill.data.images import UnusableImageError, sized, upright
+from selfdistill.data.prepare import prepare
+
+RNG = np.random.default_rng(0)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def colours(height: int = 40, width: int = 48) -> Image.Image:
+    """A gradient, red to the right and green downwards, that survives JPEG."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, np.full_like(red, 90)], axis=2).astype(np.uint8))
+
+
+def exif(orientation: int) -> bytes:
+    entries = Image.Exif()
+    entries[0x0112] = orientation
+    return entries.tobytes()
+
+
+def huge_png() -> bytes:
+    """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+GREY16 = Image.fromarray((np.arange(48 * 40, dtype=np.uint32) * 34).astype(np.uint16).reshape(40, 48))
+# of the same gradient, as near as each form can hold it
+USABLE = {
+    "rgb.jpg": saved(colours(), "JPEG", quality=95),
+    "rgb.png": saved(colours(), "PNG"),
+    "rgb.webp": saved(colours(), "WEBP", lossless=True),
+    "rgb.bmp": saved(colours(), "BMP"),
+    "rgb.tiff": saved(colours(), "TIFF"),
+    "transparent.png": saved(colours().convert("RGBA"), "PNG"),
+    "cmyk.jpg": saved(colours().convert("CMYK"), "JPEG", quality=95),
+    "wrong-extension.png": saved(colours(), "JPEG", quality=95),
+    "no-extension": saved(colours(), "PNG"),
+    "turned.jpg": saved(colours().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif(6)),
+    "mirrored.jpg": saved(colours().transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG", quality=95, exif=exif(2)),
+}
+UNUSABLE = {
+    "zero-bytes.jpg": (b"", "an empty file"),
+    "text.jpg": (b"no image at all", "no image of a known format"),
+    "page.png": (b"<!DOCTYPE html><html></html>", "no image of a known format"),
+    "truncated.jpg": (USABLE["rgb.jpg"][:600], "cannot be decoded"),
+    "truncated.png": (USABLE["rgb.png"][: len(USABLE["rgb.png"]) // 2], "cannot be decoded"),
+    "header-only.jpg": (USABLE["rgb.jpg"][:20], "cannot be decoded|known format"),
+    "vector.eps": (saved(colours(), "EPS"), "no image of a known format"),
+    "huge.png": (huge_png(), "more than [0-9,]+ pixels"),
+    "float.tiff": (saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "floating-point pixels"),
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_an_image_of_any_form_gives_the_same_upright_pixels(name):
+    pixels = sized(upright(USABLE[name]), (40, 48), 3).astype(int)
+    assert np.abs(pixels - np.asarray(colours(), int).transpose(2, 0, 1)).max() <= 12
+
+
+def test_grey_in_16_bits_keeps_its_upper_8_and_palettes_and_single_bits_are_read():
+    expected = np.asarray(GREY16) >> 8
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(sized(upright(saved(GREY16, kind)), (40, 48), 1)[0], expected)
+    half = Image.fromarray(expected.astype(np.uint8))
+    assert upright(saved(half.convert("LA"), "PNG")).mode == "L"
+    assert set(np.unique(sized(upright(saved(half.convert("1"), "PNG")), (40, 48), 1))) == {0, 255}
+    palette = colours().convert("P", palette=Image.Palette.ADAPTIVE)
+    np.testing.assert_array_equal(upright(saved(palette, "GIF")), palette.convert("RGB"))
+    assert sized(upright(saved(half, "PNG")), (8, 6), 3).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize(("content", "reason"), UNUSABLE.values(), ids=list(UNUSABLE))
+def test_what_is_no_whole_image_is_refused_with_its_reason(content, reason):
+    with pytest.raises(UnusableImageError, match=reason):
+        upright(content)
+
+
+# ---- a folder ----
+
+
+def fill(folder, count: int, kinds=("cat", "dog")) -> None:
+    """Images of two kinds, the dogs brighter, each another one."""
+    for i in range(count):
+        kind = kinds[i % len(kinds)]
+        pixels = RNG.integers(0, 120, (20, 26, 3), dtype=np.uint8) + np.uint8(100 * (i % len(kinds)))
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{i:03d}.png").write_bytes(saved(Image.fromarray(pixels), "PNG"))
+
+
+def mixed(folder) -> None:
+    """200 images: 180 of two kinds, 11 of other forms, and 9 that are none."""
+    fill(folder, 180)
+    for name, content in USABLE.items():
+        (folder / "cat" / name).write_bytes(content)
+    for name, (content, _) in UNUSABLE.items():
+        (folder / "dog" / name).write_bytes(content)
+    (folder / "cat" / ".hidden").write_bytes(b"left out")
+    (folder / "readme.txt").write_bytes(b"left out")
+
+
+def prepared(folder, place, **options) -> tuple[dict, DataEntry]:
+    """Described, fetched and prepared: dataset.json and report.json as one."""
+    entry = DataEntry.model_validate(describe_folder(folder, **options))
+    fetch("made", entry, place / "raw")
+    report = prepare("made", entry, place / "raw", place / "prepared")
+    return json.loads((place / "prepared/made/training/dataset.json").read_text()) | report, entry
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_of_200_mixed_images_the_bad_are_listed_and_the_rest_is_used(tmp_path):
+    mixed(tmp_path / "photos")
+    said, _ = prepared(tmp_path / "photos", tmp_path, size=(24, 24))
+    assert said["classes"] == ["cat", "dog"]
+    assert said["counts"] == {"train": 115, "validation": 38, "test": 38}
+    assert (said["channels"], said["size"], said["quarantined"]) == (3, [24, 24], 9)
+    rows = list(csv.DictReader((tmp_path / "prepared/made/report/quarantine.csv").open()))
+    assert [(row["split"], row["name"]) for row in rows] == [("all", f"dog/{name}") for name in sorted(UNUSABLE)]
+    assert all(row["reason"] for row in rows)
+    paths = [row["path"] for row in csv.DictReader((tmp_path / "raw/made/files.csv").open())]
+    assert len(paths) == 200
+    for part, place in (("train", "training"), ("validation", "training"), ("test", "test")):
+        tensors = load_file(tmp_path / f"prepared/made/{place}/{part}.safetensors")
+        for image, label, index in zip(tensors["images"], tensors["labels"], tensors["indices"], strict=True):
+            path = tmp_path / "photos" / paths[index]
+            assert ("cat", "dog")[label] == path.parent.name
+            np.testing.assert_array_equal(image, sized(upright(path.read_bytes()), (24, 24), 3))
+
+
+def test_neither_the_order_of_a_directory_nor_its_place_nor_its_times_count(tmp_path):
+    one, two = (tmp_path / place / "photos" for place in ("here", "there"))
+    mixed(one)
+    for name in sorted(contents(one), reverse=True):
+        (two / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(one / name, two / name)
+        os.utime(two / name, (0, 0))
+    _, first = prepared(one, tmp_path / "here")
+    _, second = prepared(two, tmp_path / "there")
+    assert first.files[0].sha256 == second.files[0].sha256
+    assert contents(tmp_path / "here/prepared") == contents(tmp_path / "there/prepared")
+
+
+@pytest.mark.parametrize(
+    ("parts", "counts"),
+    [
+        ({"train": 60, "test": 20}, {"train": 54, "validation": 6, "test": 20}),
+        ({"train": 60, "val": 20}, {"train": 54, "validation": 6, "test": 20}),
+        ({"train": 60, "validation": 14, "test": 20}, {"train": 60, "validation": 14, "test": 20}),
+    ],
+)
+def test_given_splits_are_kept(parts, counts, tmp_path):
+    for part, count in parts.items():
+        fill(tmp_path / "photos" / part, count)
+    said, _ = prepared(tmp_path / "photos", tmp_path)
+    assert said["counts"] == counts
+    assert said["size"] == [32, 32]
+    test = load_file(tmp_path / "prepared/made/test/test.safetensors")
+    assert test["indices"].tolist() == list(range(20))
+
+
+def test_classes_that_are_called_as_splits_are_stay_classes(tmp_path):
+    fill(tmp_path / "photos", 40, kinds=("bus", "train"))
+    assert describe_folder(tmp_path / "photos")["classes"] == ["bus", "train"]
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    fill(tmp_path / "photos", 40)
+    for path in (tmp_path / "photos").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    said, _ = prepared(tmp_path / "photos", tmp_path)
+    assert said["channels"] == 1
+
+
+def test_an_image_that_two_splits_share_is_counted_and_listed(tmp_path):
+    fill(tmp_path / "photos/train", 40)
+    fill(tmp_path / "photos/test", 20)
+    shared = (tmp_path / "photos/train/cat/000.png").read_bytes()
+    (tmp_path / "photos/test/cat/again.png").write_bytes(shared)
+    (tmp_path / "photos/test/dog/other.png").write_bytes(shared)
+    said, _ = prepared(tmp_path / "photos", tmp_path)
+    assert sum(said["duplicates"].values()) == 2
+    assert said["duplicates_with_another_label"] == 1
+    rows = list(csv.DictReader((tmp_path / "prepared/made/report/duplicates.csv").open()))
+    assert [row["labels"] for row in rows] == ["equal", "different"]
+    part = rows[0]["splits"].split(", ")[0]
+    first = load_file(tmp_path / f"prepared/made/training/{part}.safetensors")["images"][int(rows[0]["first"])]
+    second = load_file(tmp_path / "prepared/made/test/test.safetensors")["images"][int(rows[0]["second"])]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_folder_that_changed_since_it_was_described_is_refused(tmp_path):
+    fill(tmp_path / "photos", 40)
+    _, entry = prepared(tmp_path / "photos", tmp_path)
+    (tmp_path / "photos/cat/000.png").write_bytes((tmp_path / "photos/dog/001.png").read_bytes())
+    with pytest.raises(ValueError, match=r"cat/000.png: it has changed since the folder was described"):
+        prepare("made", entry, tmp_path / "raw", tmp_path / "prepared")
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(FetchError, match="has changed since it was described"):
+        fetch("made", entry, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(FetchError, match="no such folder"):
+        fetch("made", entry, tmp_path / "raw")
+
+
+def outside(folder) -> None:
+    (folder / "train").mkdir()
+    for kind in ("cat", "dog"):
+        (folder / kind).rename(folder / "train" / kind)
+    (folder / "train/loose.png").write_bytes(USABLE["rgb.png"])
+    (folder / "test").mkdir()
+    (folder / "test/cat").mkdir()
+    (folder / "test/cat/a.png").write_bytes(USABLE["rgb.png"])
+
+
+FAULTY = {
+    "no folder": (shutil.rmtree, "no such folder"),
+    "one class": (lambda folder: shutil.rmtree(folder / "cat"), "1 folders of images; allowed: two or more"),
+    "an empty folder": (lambda folder: [shutil.rmtree(folder / kind) for kind in ("cat", "dog")], "0 folders"),
+    "few images": (lambda folder: [p.unlink() for p in sorted((folder / "dog").iterdir())[3:]], "'dog' has 3 usable"),
+    "few usable": (lambda folder: [p.write_bytes(b"") for p in sorted((folder / "dog").iterdir())[2:]], "has 2 usable"),
+    "an image in no class": (outside, "loose.png: an image outside the classes' folders"),
+    "a dangling link": (lambda folder: (folder / "cat/link.png").symlink_to("nowhere"), "no file that can be read"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "cat/pipe.png"), "no file that can be read; take it away"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), FAULTY.values(), ids=list(FAULTY))
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(change, words, tmp_path):
+    fill(tmp_path / "photos", 40)
+    change(tmp_path / "photos")
+    with pytest.raises(ValueError, match=words) as error:
+        describe_folder(tmp_path / "photos")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_command_prints_the_entry_or_one_line(tmp_path, capsys):
+    fill(tmp_path / "photos", 40)
+    assert main(["describe", "made", str(tmp_path / "photos"), "--size", "16", "20"]) == 0
+    entry = yaml.safe_load("datasets:\n" + capsys.readouterr().out)["datasets"]["made"]
+    assert entry == describe_folder(tmp_path / "photos", size=(16, 20))
+    assert main(["describe", "made", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_described_folder_is_an_entry_of_the_catalogue(tmp_path):
+    fill(tmp_path / "photos", 40)
+    text = yaml.safe_dump({"datasets": {"made": describe_folder(tmp_path / "photos", seed=3)}}, sort_keys=False)
+    (tmp_path / "params.yaml").write_text(text)
+    catalogue = read_catalogue(tmp_path / "params.yaml")
+    assert isinstance(catalogue, Catalogue)
+    assert vars(catalogue.datasets["made"].split) == {"train": 24, "validation": 8, "seed": 3}
