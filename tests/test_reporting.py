@@ -115,7 +115,7 @@ def test_networks_beside_a_runs_last_one_have_a_table_of_their_own():
         records.append({**found, "test": {**found["test"], "last": {**found["test"]["last"], "members": tested}}})
     assert len(tables.member_table(RECORDS)) == 0
     table = tables.member_table(RECORDS[3:] + records)
-    assert table.member.tolist() == ["phase 1", "average of weights", "the network", "all together"]
+    assert table.member.tolist() == ["after phase 1", "average of weights", "the network", "all together"]
     assert table.accuracy.tolist() == pytest.approx([80, 95, 91, 93])
     readable = tables.readable_members(table, tables.bold_markdown, " ± ")
     assert readable["Test accuracy (%)"].tolist()[1] == "**95.00 ± 0.00**"

@@ -17,13 +17,13 @@ from selfdistill.reporting.records import cells, machine, read_records
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {
-    "accuracy": "Every method on the same data, network, seeds and number of epochs. Dots are seeds, bars 95 % "
-    "intervals of the mean, the dashed line is the control.",
+    "accuracy": "Every method on the same data, network, seeds and recipe; one that trains for longer shows it in its "
+    "cost. Dots are seeds, bars 95 % intervals of the mean, the dashed line is the control.",
     "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
     "their control as one point.",
     "cost": "Accuracy against the whole price of training, a teacher's training included. "
-    "Equal costs are drawn side by side.",
-    "curves": "Validation accuracy while training. A method in two stages restarts in the middle.",
+    "Equal costs are drawn side by side, or, of many methods, the cheapest on top.",
+    "curves": "Validation accuracy while training. A method in several phases may begin anew in the middle.",
 }
 
 
@@ -31,7 +31,7 @@ def write_page(study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
     frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
-    members = tables.member_table(records)
+    members = tables.member_table(records).round(tables.DECIMALS)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

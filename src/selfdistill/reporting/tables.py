@@ -34,7 +34,8 @@ def write_tables(study) -> None:
         ("exits", exits, readable_exits),
         ("cost", cost, readable_cost),
     ]
-    for name, table, readable in written + ([("members", members, readable_members)] if len(members) else []):
+    for name, exact, readable in written + ([("members", members, readable_members)] if len(members) else []):
+        table = exact.round(DECIMALS)  # before all: CSV, tables and the page then round the same number
         write_csv(folder / f"{name}.csv", table)
         write_text(folder / f"{name}.md", markdown(readable(table, bold_markdown, " ± ")))
         write_text(folder / f"{name}.tex", latex(readable(table, bold_latex, r" \pm "), name))
@@ -150,7 +151,7 @@ def member_table(records: list[dict]) -> pd.DataFrame:
         found = {name: [100 * t[name]["accuracy"] for t in tested] for name in tested[0]}
         together = found.pop("together")
         for name, accuracies in (*found.items(), ("the network", own), ("together", together)):
-            words = MEMBERS.get(name, name.replace("_", " "))
+            words = MEMBERS.get(name, name.replace("phase_", "after phase "))
             rows.append((model, method, group[0]["title"], words, len(group), *mean_interval(accuracies)))
     return pd.DataFrame(rows, columns=["model", "method", "title", "member", "n", "accuracy", "half_width"])
 
