@@ -110,6 +110,7 @@ def test_a_companion_is_trained_and_left_behind():
     trained = train("fitnet", method=spied("fitnet", lambda s: seen.append(s.companion.maps[0])))
     assert seen[0].requires_grad
     assert not any("companion" in name for name in trained.last.state_dict())
+    assert trained.parameters > sum(p.numel() for p in trained.last.parameters()) == train("plain").parameters
     assert trained.history[0]["hint"] > trained.history[-1]["hint"]
 
 

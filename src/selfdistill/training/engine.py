@@ -52,14 +52,15 @@ class Split:
 class Trained:
     """last: the network after the last epoch; validation_best: its state after the first epoch of
     highest validation accuracy, `best_epoch`; members: states of other networks of the same form that
-    the method leaves (earlier generations, a running average, a peer), by name; history: one row an
-    epoch; flops: of all training steps, 2 a multiply-add; seconds: of training, what a killed process
-    had done since its last checkpoint left out."""
+    the method leaves (earlier generations, a running average, a peer), by name; parameters: how many were
+    trained, a companion's included; history: one row an epoch; flops: of all training steps, 2 a
+    multiply-add; seconds: of training, what a killed process had done since its last checkpoint left out."""
 
     last: SectionedNetwork
     validation_best: dict[str, Tensor]
     best_epoch: int
     members: dict[str, dict[str, Tensor]]
+    parameters: int
     history: list[dict[str, float]]
     flops: int
     seconds: float
@@ -107,7 +108,14 @@ def train(
                 if run.epoch < run.epochs:
                     save_or_stop(run, checkpoints, interruption)
     return Trained(
-        run.network, run.best_state, run.best_epoch, run.all_members(), run.history, run.flops, run.seconds()
+        last=run.network,
+        validation_best=run.best_state,
+        best_epoch=run.best_epoch,
+        members=run.all_members(),
+        parameters=sum(p.numel() for p in run.optimiser.parameters),
+        history=run.history,
+        flops=run.flops,
+        seconds=run.seconds(),
     )
 
 

@@ -120,7 +120,7 @@ def write_run(
         "validation_best_epoch": trained.best_epoch,
         "members": {name: sha256[name] for name in trained.members},
         "cost": {
-            "parameters": sum(p.numel() for p in trained.last.parameters()),
+            "parameters": trained.parameters,
             "training_flops": round(trained.flops),
             "teacher_training_flops": taught_record["cost"]["training_flops"] if taught_record else 0,
             "inference_macs": exit_macs,
