@@ -225,6 +225,15 @@ def test_a_step_that_lacks_something_is_told_so(name, step, message):
     assert methods.about(name)["title"] in str(error.value)
 
 
+def test_in_a_loop_of_ones_own_losses_are_whole_under_autocast():
+    network = build({**FORM, "exits": True}, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(torch.randn(4, 1, 8, 8))
+        terms = methods.load("byot")()(Step(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]), found))
+    assert found.logits[-1].dtype == torch.bfloat16
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
 # ---- foreign backbones ----
 
 

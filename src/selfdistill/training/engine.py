@@ -441,11 +441,11 @@ class Run:
             together, beside = both(forward(torch.cat([images, *more.values()]) if more else images))
             with torch.no_grad():
                 if self.teacher is not None:
-                    taught = self.teacher(images).float()
+                    taught = self.teacher(images)
                 if "pair" in batch:
-                    pair = both(forward(self.normalise(batch["pair"])))[0].float()
+                    pair = both(forward(self.normalise(batch["pair"])))[0]
         rows = [len(images), *map(len, more.values())]
-        own, *others = together.float().split(rows)
+        own, *others = together.split(rows)
         found = dict(zip(more, others, strict=True))
         return Step(
             images=images,
@@ -454,7 +454,7 @@ class Run:
             teacher=taught,
             progress=self.progress,
             phase=self.phase()[0],
-            companion=beside.float().split(rows)[0] if beside is not None else None,
+            companion=beside.split(rows)[0] if beside is not None else None,
             views=[own, *(o for n, o in found.items() if n.startswith("view "))],
             mates=[o for n, o in found.items() if n.startswith("mate ")],
             pair=pair,

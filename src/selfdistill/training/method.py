@@ -42,7 +42,7 @@ def whole_batch(values: Tensor) -> tuple[Tensor, slice]:
 
 @dataclass
 class Step:
-    """What a method sees of one batch.  Outputs are float32 whatever the precision of the network.
+    """What a method sees of one batch.  Outputs in half precision become float32, in which losses are computed.
 
     images: float, N x C x H x W, augmented and normalised; targets: int64, N.
     student: the outputs of the network in training on these images.
@@ -94,6 +94,10 @@ class Step:
     whole_batch: Callable[[Tensor], tuple[Tensor, slice]] = whole_batch
 
     def __post_init__(self) -> None:
+        for name in ("student", "teacher", "pair", "companion", "last"):
+            if (outputs := getattr(self, name)) is not None:
+                setattr(self, name, outputs.float())
+        self.views, self.mates = [o.float() for o in self.views], [o.float() for o in self.mates]
         self.batch_size = self.batch_size or len(self.targets)
         self.last_batch_size = self.last_batch_size or (len(self.last_targets) if self.last is not None else 0)
 
