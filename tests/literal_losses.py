@@ -238,12 +238,12 @@ def fitnet(step, weight=100.0, section=2, two_stages=False, split=0.5, kd_weight
     hint = weight * mean((a - b) ** 2 for a, b in zip(mine, theirs, strict=True))
     if not two_stages:
         return {"cross_entropy": cross_entropy(z, y), "hint": hint}
-    if step.phase == 1:
-        return {"hint": hint}
-    return {
+    terms = {
         "cross_entropy": cross_entropy(z, y),
         "distillation": kd_weight * temperature**2 * kl(v, z, temperature),
+        "hint": hint,
     }
+    return {name: term if (name == "hint") == (step.phase == 1) else 0 * term for name, term in terms.items()}
 
 
 def attention_transfer(step, weight=1000.0, distance="mean_square"):

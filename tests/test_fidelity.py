@@ -581,7 +581,7 @@ def test_byots_adaptation_is_a_linear_layer_an_exit():
     step = SORTS["six_images_five_classes"].step(torch.float64)
     layers = methods.load("byot")(reading="journal").companion(step.student, None, None).double()
     found = layers(step.images, step.student).features
-    assert len(found) == 3
+    assert len(found) == 2  # of four exits the two shallowest
     for layer, feature, adapted in zip(layers.layers, step.student.features, found, strict=False):
         rows, weight, bias = feature.tolist(), layer.weight.tolist(), layer.bias.tolist()
         expected = [

@@ -98,15 +98,15 @@ def byot_journal_terms(
 
         CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha SCE(q_i, q_C) + lambda sum_{i < C - 1} |A_i - F_C|
 
-    SCE is the soft cross-entropy at T.  adapted: the C - 1 features N x D behind their linear adaptation
-    layers, shallow to deep; deepest_feature: N x D.  |.| is the l2 norm of the whole batch's difference,
-    neither squared nor averaged, so that it grows with the root of N; the deepest shallow exit's is left
-    out, as the code does (its comment speaks of the shallowest).
+    SCE is the soft cross-entropy at T.  adapted: the features N x D of the exits behind their linear
+    adaptation layers, shallow to deep, of which those of i < C - 1 count: the code leaves the deepest
+    shallow exit out, though its comment speaks of the shallowest.  deepest_feature: N x D.  |.| is the l2
+    norm of the whole batch's difference, neither squared nor averaged: it grows with the root of N.
     """
     *shallow, deepest = logits
     soft = (deepest.detach() / temperature).softmax(dim=1)
     scale = temperature**2 if t_squared else 1.0
-    squares = [batch_sum((a - deepest_feature.detach()).square().sum(dim=1)) for a in adapted[:-1]]
+    squares = [batch_sum((a - deepest_feature.detach()).square().sum(dim=1)) for a in adapted[: len(shallow) - 1]]
     return {
         "deepest_cross_entropy": F.cross_entropy(deepest, targets),
         "shallow_cross_entropy": (1 - alpha) * sum(F.cross_entropy(z, targets) for z in shallow),
@@ -117,12 +117,13 @@ def byot_journal_terms(
 
 
 class Adaptation(nn.Module):
-    """The journal code's linear layers, one a shallow exit, on the features that exits are compared by."""
+    """The journal code's linear layers on the features that exits are compared by: one an exit i < C - 1 (the
+    code has a further one, which it never uses)."""
 
     def __init__(self, student: Outputs) -> None:
         super().__init__()
         width = student.features[-1].shape[1]
-        self.layers = nn.ModuleList(nn.Linear(f.shape[1], width) for f in student.features[:-1])
+        self.layers = nn.ModuleList(nn.Linear(f.shape[1], width) for f in student.features[:-2])
 
     def forward(self, images: Tensor, student: Outputs) -> Outputs:
         return Outputs([], [layer(f) for layer, f in zip(self.layers, student.features, strict=False)], [])

@@ -99,12 +99,10 @@ class FitNet(Method):
     def terms(self, step):
         logits, teacher = step.student.logits[-1], step.teacher
         hint = self.weight * hint_distance(step.companion.maps[0], teacher.maps[self.section - 1])
+        cross_entropy = F.cross_entropy(logits, step.targets)
         if not self.two_stages:
-            return {"cross_entropy": F.cross_entropy(logits, step.targets), "hint": hint}
-        if step.phase == 1:
-            return {"hint": hint}
-        kl = softened_kl(logits, teacher.logits[-1], self.temperature)
-        return {
-            "cross_entropy": F.cross_entropy(logits, step.targets),
-            "distillation": self.kd_weight * self.temperature**2 * kl,
-        }
+            return {"cross_entropy": cross_entropy, "hint": hint}
+        kl = self.kd_weight * self.temperature**2 * softened_kl(logits, teacher.logits[-1], self.temperature)
+        # what a stage leaves out weighs 0: several processes must agree on which weights have gradients
+        first = float(step.phase == 1)
+        return {"cross_entropy": (1 - first) * cross_entropy, "distillation": (1 - first) * kl, "hint": first * hint}

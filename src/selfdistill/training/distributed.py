@@ -182,10 +182,10 @@ def synchronised(network: nn.Module, device: str) -> nn.Module:
     return network
 
 
-def shared(network: nn.Module, partly_used: bool) -> nn.Module:
+def shared(network: nn.Module) -> nn.Module:
     """The network whose gradients are averaged over all processes while they are computed.
 
-    partly_used: whether a step may leave parameters without gradient.
+    Every output must enter the loss, if with weight 0: a parameter without gradient ends in an error.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -193,6 +193,4 @@ def shared(network: nn.Module, partly_used: bool) -> nn.Module:
         # the argument has another name from PyTorch 2.13 on, which 2.11 does not know
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         # no buffer is sent around: batch statistics are the same everywhere already
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partly_used
-        )
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

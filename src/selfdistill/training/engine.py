@@ -244,7 +244,7 @@ class Run:
         self.last = torch.zeros(recipe.batch_size, classes, device=self.device) if "last_batch" in needs else None
         self.eager = trained
         if self.world.size > 1:
-            self.eager = shared(synchronised(trained, self.device.type), partly_used="companion" in needs)
+            self.eager = shared(synchronised(trained, self.device.type))
         # static shapes: the last, smaller batch of an epoch is compiled once, too
         self.forward = torch.compile(self.eager, dynamic=False) if recipe.compile else self.eager
         self.graphed, self.warm_steps = None, 0
