@@ -4,6 +4,7 @@ The control of every method with exits: what it gains over this is distillation'
 """
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from selfdistill.training.method import Method
 
@@ -26,10 +27,15 @@ ABOUT = {
 }
 
 
+def deep_supervision_terms(logits: list[Tensor], targets: Tensor, *, weight: float) -> dict[str, Tensor]:
+    """CE(z_C, y) + weight sum_{i < C} CE(z_i, y); logits: C tensors of N x K, shallow to deep."""
+    *shallow, deepest = logits
+    return {
+        "deepest_cross_entropy": F.cross_entropy(deepest, targets),
+        "shallow_cross_entropy": weight * sum(F.cross_entropy(z, targets) for z in shallow),
+    }
+
+
 class DeepSupervision(Method):
     def terms(self, step):
-        *shallow, deepest = step.student.logits
-        return {
-            "deepest_cross_entropy": F.cross_entropy(deepest, step.targets),
-            "shallow_cross_entropy": self.weight * sum(F.cross_entropy(z, step.targets) for z in shallow),
-        }
+        return deep_supervision_terms(step.student.logits, step.targets, weight=self.weight)

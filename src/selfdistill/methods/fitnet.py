@@ -60,6 +60,13 @@ def hint_distance(regressed: Tensor, hint: Tensor) -> Tensor:
     return (regressed - hint.detach()).square().mean()
 
 
+def fitnet_terms(
+    logits: Tensor, regressed: Tensor, hint: Tensor, targets: Tensor, *, weight: float
+) -> dict[str, Tensor]:
+    """CE(z, y) + weight mean (r(F_s) - F_t)^2, in one stage; logits: N x K; maps as in `hint_distance`."""
+    return {"cross_entropy": F.cross_entropy(logits, targets), "hint": weight * hint_distance(regressed, hint)}
+
+
 class Regressor(nn.Module):
     """From the student's map to the teacher's shape: a convolution, batch normalisation and ReLU, as
     RepDistiller's ConvReg; the map is resized first where the sizes are not 2:1, 1:1 or 1:2."""
@@ -98,11 +105,11 @@ class FitNet(Method):
 
     def terms(self, step):
         logits, teacher = step.student.logits[-1], step.teacher
-        hint = self.weight * hint_distance(step.companion.maps[0], teacher.maps[self.section - 1])
-        cross_entropy = F.cross_entropy(logits, step.targets)
+        hint = teacher.maps[self.section - 1]
+        terms = fitnet_terms(logits, step.companion.maps[0], hint, step.targets, weight=self.weight)
         if not self.two_stages:
-            return {"cross_entropy": cross_entropy, "hint": hint}
-        kl = self.kd_weight * self.temperature**2 * softened_kl(logits, teacher.logits[-1], self.temperature)
+            return terms
+        kl = softened_kl(logits, teacher.logits[-1], self.temperature)
+        terms["distillation"] = self.kd_weight * self.temperature**2 * kl
         # what a stage leaves out weighs 0: several processes must agree on which weights have gradients
-        first = float(step.phase == 1)
-        return {"cross_entropy": (1 - first) * cross_entropy, "distillation": (1 - first) * kl, "hint": first * hint}
+        return {name: float((name == "hint") == (step.phase == 1)) * term for name, term in terms.items()}
