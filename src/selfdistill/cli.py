@@ -13,6 +13,7 @@ from pathlib import Path
 
 from selfdistill import __version__
 from selfdistill.config import ConfigError, Recipe, Study, read_catalogue, read_study, read_yaml
+from selfdistill.models import NetworkError
 
 STUDY = Path("params.yaml")
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except UserError as error:
+    except (UserError, NetworkError) as error:
         print(f"selfdistill {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
