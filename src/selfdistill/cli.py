@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
     cell = argparse.ArgumentParser(add_help=False)
     cell.add_argument("--model", required=True, help="network, one of the study's models")
-    cell.add_argument("--method", required=True, help="method, one of the study's methods or students")
+    cell.add_argument("--method", required=True, help="method, one of the study's methods, students or taught")
     sub = commands.add_parser(
         "train",
         parents=[cell],
@@ -100,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
     )
     sub.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
-    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same model and seed, teaches")
+    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same seed, teaches")
+    sub.add_argument("--teacher-model", metavar="NETWORK", help="network that teaches (default: the same)")
     sub.set_defaults(run=train)
     sub = commands.add_parser(
         "evaluate",
@@ -329,7 +330,9 @@ def prepare(options) -> None:
 def read_cell(options) -> Study:
     """The study, after making sure that the cell asked for is one of its cells."""
     study = read_study(STUDY)
-    for key, listed in (("model", study.models), ("method", study.all_methods), ("seed", study.seeds)):
+    networks = [*study.models, *study.teacher_models]
+    known = [study.teacher] if options.model in study.teacher_models else study.all_methods
+    for key, listed in (("model", networks), ("method", known), ("seed", study.seeds)):
         if getattr(options, key, listed[0]) not in listed:
             raise UserError(
                 f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(map(str, listed))}"
@@ -346,16 +349,12 @@ def train(options) -> int | None:
         from selfdistill.training.distributed import launch
 
         return launch(study.recipe.processes, [sys.executable, *sys.argv])
-    if (options.method in study.students) != (options.teacher is not None):
-        raise UserError(
-            f"{options.method} learns from a trained teacher: add --teacher {study.teacher}"
-            if options.method in study.students
-            else f"{options.method} has no teacher: leave --teacher out"
-        )
-    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher")}
+    check_teacher(study, options)
+    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher", "teacher_model")}
     missing = [study.data_folder / "training" / "dataset.json"]
     if options.teacher:
-        missing.append(study.results / "runs" / options.model / options.teacher / str(options.seed) / "run.json")
+        teacher = study.results / "runs" / (options.teacher_model or options.model) / options.teacher
+        missing.append(teacher / str(options.seed) / "run.json")
     for path in missing:
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
@@ -373,6 +372,19 @@ def train(options) -> int | None:
             print(f"selfdistill train: {error}", file=sys.stderr)
             return RESUME_ME if error.signal == signal.SIGTERM else 130
     return 0
+
+
+def check_teacher(study: Study, options) -> None:
+    """Refuse a teacher that is not the one that the study gives the method."""
+    teacher, network = study.teacher_of(options.method)
+    if (options.teacher, options.teacher_model) == (teacher, network):
+        return
+    if teacher is None:
+        raise UserError(f"{options.method} has no teacher: leave --teacher and --teacher-model out")
+    wanted = f"--teacher {teacher}" + (f" --teacher-model {network}" if network else " and no --teacher-model")
+    if options.teacher is None:
+        raise UserError(f"{options.method} learns from a trained teacher: add {wanted}")
+    raise UserError(f"{options.method} has another teacher in {STUDY}: give {wanted}")
 
 
 def evaluate(options) -> None:
@@ -489,8 +501,7 @@ def show_methods(options) -> None:
 
 def check(options) -> None:
     study = read_study(options.file)
-    cells = len(study.models) * len(study.all_methods) * len(study.seeds)
-    print(f"{options.file}: in order; {cells} cells on {study.dataset}")
+    print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 
 
 def prune(options) -> None:

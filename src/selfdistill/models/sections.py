@@ -43,8 +43,8 @@ class Exit(nn.Module):
 
     1x1 convolution to `width`, k x k of stride k, 1x1 to `features` channels, as many as the deepest
     classifier sees, each with batch normalisation and ReLU; then average pooling and a linear layer.
-    k is the ratio of the sizes, so that one form fits any input.  The shape of `ScalaNet` in the journal code of BYOT, which is the
-    likeliest bottleneck of the conference paper.
+    k is the ratio of the sizes, so that one form fits any input.  The shape of `ScalaNet` in the journal
+    code of BYOT, which is the likeliest bottleneck of the conference paper.
     """
 
     def __init__(
