@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add_records(command("records", None, *RECORDS))
+    add_studies(command("study", None, *STUDIES))
 
     sub = command(
         "methods",
@@ -243,6 +244,50 @@ def add_records(records: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="machine-readable, with whole hashes")
 
 
+STUDIES = (
+    "the studies: list, cost, a new one of your own images",
+    "What studies there are, what one of them would cost and what of it has run, and a new study of a folder of "
+    "images. Run at the repository's top or in a study's folder.",
+    "Example: selfdistill study new photos --data ~/photos && make study STUDY=photos",
+)
+
+
+def add_studies(studies: argparse.ArgumentParser) -> None:
+    """The sub-commands of `study`."""
+    actions = studies.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    action = partial(add_command, actions)
+    sub = action(
+        "list",
+        list_studies,
+        "what studies there are",
+        "List the studies: data set, networks, methods, seeds, cells, and what each is for.",
+    )
+    sub.add_argument("--json", action="store_true", help="machine-readable, with the names of networks and methods")
+    sub = action(
+        "show",
+        show_study,
+        "what a study would cost and what of it has run",
+        "Print a study's cells, an estimate of its hours and bytes with the numbers it comes from, and how many of "
+        "its cells have run here, are imported or lie in DVC's cache. Counts multiply-adds; nothing is run.",
+        "Example: selfdistill study show byot-cifar100 --tflops 150",
+    )
+    sub.add_argument("name", help="of a folder in studies/, or default")
+    sub.add_argument("--tflops", type=float, metavar="N", help="10^12 operations a second that training sustains")
+    sub = action(
+        "new",
+        new_study,
+        "a study of your own images",
+        "Describe a folder of images, CLASS/image.jpg or train/CLASS/image.jpg beside test/CLASS/image.jpg, in "
+        "data/params.yaml and make studies/NAME, ready for `make study STUDY=NAME`. The images stay where they are.",
+        "Example: selfdistill study new photos --data ~/photos && make study STUDY=photos",
+    )
+    sub.add_argument("name", help="of the data set and of the study")
+    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="that holds the images")
+    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+
+
 def add_bench_options(sub) -> None:
     sub.add_argument(
         "--model", nargs="+", default=["resnet20", "resnet10-slim"], help="networks (default: %(default)s)"
@@ -294,19 +339,15 @@ def fetch(options) -> None:
 
 
 def describe(options) -> None:
-    import textwrap
-
-    import yaml
-
     from selfdistill.data.folder import describe_folder
+    from selfdistill.studies import as_entry
 
     size = tuple(options.size) if options.size else None
     try:
         entry = describe_folder(options.folder, size=size, seed=options.seed)
     except (OSError, ValueError) as error:
         raise UserError(error) from None
-    text = yaml.safe_dump({options.name: entry}, sort_keys=False, allow_unicode=True, width=110)
-    print(textwrap.indent(text, "  "), end="")
+    print(as_entry(options.name, entry), end="")
 
 
 def prepare(options) -> None:
@@ -510,6 +551,82 @@ def prune(options) -> None:
     study = read_study(STUDY)
     for path in prune_results(study, study.results):
         print(f"removed {path}")
+
+
+def list_studies(options) -> None:
+    from selfdistill.studies import listing
+
+    rows = listing(repository())
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        if "fault" in row:
+            print(f"{row['name']:{width}}  not in order: {row['fault']}")
+            continue
+        numbers = f"{len(row['models'])} networks x {len(row['methods'])} methods x {row['seeds']} seeds"
+        print(f"{row['name']:{width}}  {row['dataset']:14} {row['cells']:4} cells  {numbers}\n  {row['purpose']}")
+
+
+def show_study(options) -> None:
+    from selfdistill import studies
+
+    root = repository()
+    known = studies.folders(root)
+    if options.name not in known:
+        raise UserError(f"no study {options.name!r}; there are {', '.join(known)}")
+    if options.tflops is not None and not 0 < options.tflops < 1e6:
+        raise UserError(f"--tflops {options.tflops} is not allowed; allowed: above 0 and below 1000000")
+    folder = known[options.name]
+    study = read_study(folder / "params.yaml")
+    found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
+    print(f"{options.name}: {studies.purpose(folder / 'params.yaml')}\n")
+    pixels = " x ".join(map(str, found["shape"]))
+    classes = found["classes"] or f"{studies.CLASSES} assumed"
+    print(f"data set   {study.dataset}: {found['train_images']:,} training images of {pixels}, classes: {classes}")
+    print(f"methods    {', '.join(study.methods)}")
+    for key in ("students", "taught"):
+        if names := getattr(study, key):
+            network = study.teacher_of(names[0])[1] or "the same network"
+            print(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
+    print(f"cells      {len(study.cells())}, seeds {', '.join(map(str, study.seeds))}, {study.recipe.epochs} epochs\n")
+    unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
+    print(f"{'network':20} {'parameters':>12} {'million MACs':>13} {'10^15 FLOPs':>13} {unit:>10}")
+    for model, size in found["sizes"].items():
+        numbers = f"{size.parameters:12,} {size.macs / 1e6:13,.1f} {found['flops'][model] / 1e15:13,.3f}"
+        print(f"{model:20} {numbers} {found['hours'][model]:10,.2f}")
+    print(f"{'all cells':20} {'':40} {sum(found['hours'].values()):10,.2f}")
+    measured = "measured, docs/performance.md" if unit[0] == "C" else "assumed, none was measured"
+    rate = f"{found['tflops']:g} TFLOP/s ({'given' if options.tflops else measured}; --tflops changes it)"
+    print(
+        "\nAn estimate: cells x epochs x images x 6 FLOPs a multiply-add x the method's passes, at "
+        f"{rate}.\nNot in it: evaluation, decoding of large images, start-up."
+    )
+    print(
+        f"disk       {found['bytes'] / 1e9:.2f} GB of weights and predictions, up to twice that with DVC's cache; "
+        "prepared data comes on top"
+    )
+    print(
+        f"has run    {ran['local']} records of this checkout, {ran['imported']} imported; weights of {ran['weights']} "
+        f"cells in place, of {ran['cached']} in DVC's cache"
+    )
+
+
+def new_study(options) -> None:
+    from selfdistill import studies
+
+    size = tuple(options.size) if options.size else None
+    try:
+        folder = studies.new_study(repository(), options.name, options.data, size, options.seed)
+    except (studies.StudyError, OSError) as error:
+        raise UserError(error) from None
+    print(f"{folder / 'params.yaml'}: yours to edit; run it with   make study STUDY={options.name}")
+
+
+def repository() -> Path:
+    """The repository's top, from anywhere where there is a catalogue."""
+    return Path(os.path.relpath((catalogue_folder() / "..").resolve()))
 
 
 def bench(options) -> None:
