@@ -131,7 +131,7 @@ def read_study(options) -> SimpleNamespace:
     defaults |= {"cutout": 0, "processes": 1, "workers": 0}
     recipe = SimpleNamespace(**{**defaults, **content["recipe"]})
     study = SimpleNamespace(**{**content, "recipe": recipe})
-    study.all_methods = [*study.methods, *study.students]
+    study.all_methods = [*study.methods, *study.students]  # not those of a larger teacher, which is a run for hours
     study.root, study.results = str(options.state), options.state / "results"
     study.data_folder = options.state / "data" / "prepared" / study.dataset
     if options.cpu:

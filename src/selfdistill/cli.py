@@ -13,6 +13,7 @@ from pathlib import Path
 
 from selfdistill import __version__
 from selfdistill.config import ConfigError, Recipe, Study, read_catalogue, read_study, read_yaml
+from selfdistill.models import NetworkError
 
 STUDY = Path("params.yaml")
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except UserError as error:
+    except (UserError, NetworkError) as error:
         print(f"selfdistill {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
     cell = argparse.ArgumentParser(add_help=False)
     cell.add_argument("--model", required=True, help="network, one of the study's models")
-    cell.add_argument("--method", required=True, help="method, one of the study's methods or students")
+    cell.add_argument("--method", required=True, help="method, one of the study's methods, students or taught")
     sub = commands.add_parser(
         "train",
         parents=[cell],
@@ -99,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
     )
     sub.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
-    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same model and seed, teaches")
+    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same seed, teaches")
+    sub.add_argument("--teacher-model", metavar="NETWORK", help="network that teaches (default: the same)")
     sub.set_defaults(run=train)
     sub = commands.add_parser(
         "evaluate",
@@ -132,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add_records(command("records", None, *RECORDS))
+    add_studies(command("study", None, *STUDIES))
 
     sub = command(
         "methods",
@@ -241,6 +244,50 @@ def add_records(records: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="machine-readable, with whole hashes")
 
 
+STUDIES = (
+    "the studies: list, cost, a new one of your own images",
+    "What studies there are, what one of them would cost and what of it has run, and a new study of a folder of "
+    "images. Run at the repository's top or in a study's folder.",
+    "Example: selfdistill study new photos --data ~/photos && make study STUDY=photos",
+)
+
+
+def add_studies(studies: argparse.ArgumentParser) -> None:
+    """The sub-commands of `study`."""
+    actions = studies.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    action = partial(add_command, actions)
+    sub = action(
+        "list",
+        list_studies,
+        "what studies there are",
+        "List the studies: data set, networks, methods, seeds, cells, and what each is for.",
+    )
+    sub.add_argument("--json", action="store_true", help="machine-readable, with the names of networks and methods")
+    sub = action(
+        "show",
+        show_study,
+        "what a study would cost and what of it has run",
+        "Print a study's cells, an estimate of its hours and bytes with the numbers it comes from, and how many of "
+        "its cells have run here, are imported or lie in DVC's cache. Counts multiply-adds; nothing is run.",
+        "Example: selfdistill study show byot-cifar100 --tflops 150",
+    )
+    sub.add_argument("name", help="of a folder in studies/, or default")
+    sub.add_argument("--tflops", type=float, metavar="N", help="10^12 operations a second that training sustains")
+    sub = action(
+        "new",
+        new_study,
+        "a study of your own images",
+        "Describe a folder of images, CLASS/image.jpg or train/CLASS/image.jpg beside test/CLASS/image.jpg, in "
+        "data/params.yaml and make studies/NAME, ready for `make study STUDY=NAME`. The images stay where they are.",
+        "Example: selfdistill study new photos --data ~/photos && make study STUDY=photos",
+    )
+    sub.add_argument("name", help="of the data set and of the study")
+    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="that holds the images")
+    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+
+
 def add_bench_options(sub) -> None:
     sub.add_argument(
         "--model", nargs="+", default=["resnet20", "resnet10-slim"], help="networks (default: %(default)s)"
@@ -292,19 +339,15 @@ def fetch(options) -> None:
 
 
 def describe(options) -> None:
-    import textwrap
-
-    import yaml
-
     from selfdistill.data.folder import describe_folder
+    from selfdistill.studies import as_entry
 
     size = tuple(options.size) if options.size else None
     try:
         entry = describe_folder(options.folder, size=size, seed=options.seed)
     except (OSError, ValueError) as error:
         raise UserError(error) from None
-    text = yaml.safe_dump({options.name: entry}, sort_keys=False, allow_unicode=True, width=110)
-    print(textwrap.indent(text, "  "), end="")
+    print(as_entry(options.name, entry), end="")
 
 
 def prepare(options) -> None:
@@ -328,7 +371,9 @@ def prepare(options) -> None:
 def read_cell(options) -> Study:
     """The study, after making sure that the cell asked for is one of its cells."""
     study = read_study(STUDY)
-    for key, listed in (("model", study.models), ("method", study.all_methods), ("seed", study.seeds)):
+    networks = [*study.models, *study.teacher_models]
+    known = [study.teacher] if options.model in study.teacher_models else study.all_methods
+    for key, listed in (("model", networks), ("method", known), ("seed", study.seeds)):
         if getattr(options, key, listed[0]) not in listed:
             raise UserError(
                 f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(map(str, listed))}"
@@ -345,16 +390,12 @@ def train(options) -> int | None:
         from selfdistill.training.distributed import launch
 
         return launch(study.recipe.processes, [sys.executable, *sys.argv])
-    if (options.method in study.students) != (options.teacher is not None):
-        raise UserError(
-            f"{options.method} learns from a trained teacher: add --teacher {study.teacher}"
-            if options.method in study.students
-            else f"{options.method} has no teacher: leave --teacher out"
-        )
-    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher")}
+    check_teacher(study, options)
+    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher", "teacher_model")}
     missing = [study.data_folder / "training" / "dataset.json"]
     if options.teacher:
-        missing.append(study.results / "runs" / options.model / options.teacher / str(options.seed) / "run.json")
+        teacher = study.results / "runs" / (options.teacher_model or options.model) / options.teacher
+        missing.append(teacher / str(options.seed) / "run.json")
     for path in missing:
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
@@ -372,6 +413,19 @@ def train(options) -> int | None:
             print(f"selfdistill train: {error}", file=sys.stderr)
             return RESUME_ME if error.signal == signal.SIGTERM else 130
     return 0
+
+
+def check_teacher(study: Study, options) -> None:
+    """Refuse a teacher that is not the one that the study gives the method."""
+    teacher, network = study.teacher_of(options.method)
+    if (options.teacher, options.teacher_model) == (teacher, network):
+        return
+    if teacher is None:
+        raise UserError(f"{options.method} has no teacher: leave --teacher and --teacher-model out")
+    wanted = f"--teacher {teacher}" + (f" --teacher-model {network}" if network else " and no --teacher-model")
+    if options.teacher is None:
+        raise UserError(f"{options.method} learns from a trained teacher: add {wanted}")
+    raise UserError(f"{options.method} has another teacher in {STUDY}: give {wanted}")
 
 
 def evaluate(options) -> None:
@@ -488,8 +542,7 @@ def show_methods(options) -> None:
 
 def check(options) -> None:
     study = read_study(options.file)
-    cells = len(study.models) * len(study.all_methods) * len(study.seeds)
-    print(f"{options.file}: in order; {cells} cells on {study.dataset}")
+    print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 
 
 def prune(options) -> None:
@@ -498,6 +551,82 @@ def prune(options) -> None:
     study = read_study(STUDY)
     for path in prune_results(study, study.results):
         print(f"removed {path}")
+
+
+def list_studies(options) -> None:
+    from selfdistill.studies import listing
+
+    rows = listing(repository())
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        if "fault" in row:
+            print(f"{row['name']:{width}}  not in order: {row['fault']}")
+            continue
+        numbers = f"{len(row['models'])} networks x {len(row['methods'])} methods x {row['seeds']} seeds"
+        print(f"{row['name']:{width}}  {row['dataset']:14} {row['cells']:4} cells  {numbers}\n  {row['purpose']}")
+
+
+def show_study(options) -> None:
+    from selfdistill import studies
+
+    root = repository()
+    known = studies.folders(root)
+    if options.name not in known:
+        raise UserError(f"no study {options.name!r}; there are {', '.join(known)}")
+    if options.tflops is not None and not 0 < options.tflops < 1e6:
+        raise UserError(f"--tflops {options.tflops} is not allowed; allowed: above 0 and below 1000000")
+    folder = known[options.name]
+    study = read_study(folder / "params.yaml")
+    found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
+    print(f"{options.name}: {studies.purpose(folder / 'params.yaml')}\n")
+    pixels = " x ".join(map(str, found["shape"]))
+    classes = found["classes"] or f"{studies.CLASSES} assumed"
+    print(f"data set   {study.dataset}: {found['train_images']:,} training images of {pixels}, classes: {classes}")
+    print(f"methods    {', '.join(study.methods)}")
+    for key in ("students", "taught"):
+        if names := getattr(study, key):
+            network = study.teacher_of(names[0])[1] or "the same network"
+            print(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
+    print(f"cells      {len(study.cells())}, seeds {', '.join(map(str, study.seeds))}, {study.recipe.epochs} epochs\n")
+    unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
+    print(f"{'network':20} {'parameters':>12} {'million MACs':>13} {'10^15 FLOPs':>13} {unit:>10}")
+    for model, size in found["sizes"].items():
+        numbers = f"{size.parameters:12,} {size.macs / 1e6:13,.1f} {found['flops'][model] / 1e15:13,.3f}"
+        print(f"{model:20} {numbers} {found['hours'][model]:10,.2f}")
+    print(f"{'all cells':20} {'':40} {sum(found['hours'].values()):10,.2f}")
+    measured = "measured, docs/performance.md" if unit[0] == "C" else "assumed, none was measured"
+    rate = f"{found['tflops']:g} TFLOP/s ({'given' if options.tflops else measured}; --tflops changes it)"
+    print(
+        "\nAn estimate: cells x epochs x images x 6 FLOPs a multiply-add x the method's passes, at "
+        f"{rate}.\nNot in it: evaluation, decoding of large images, start-up."
+    )
+    print(
+        f"disk       {found['bytes'] / 1e9:.2f} GB of weights and predictions, up to twice that with DVC's cache; "
+        "prepared data comes on top"
+    )
+    print(
+        f"has run    {ran['local']} records of this checkout, {ran['imported']} imported; weights of {ran['weights']} "
+        f"cells in place, of {ran['cached']} in DVC's cache"
+    )
+
+
+def new_study(options) -> None:
+    from selfdistill import studies
+
+    size = tuple(options.size) if options.size else None
+    try:
+        folder = studies.new_study(repository(), options.name, options.data, size, options.seed)
+    except (studies.StudyError, OSError) as error:
+        raise UserError(error) from None
+    print(f"{folder / 'params.yaml'}: yours to edit; run it with   make study STUDY={options.name}")
+
+
+def repository() -> Path:
+    """The repository's top, from anywhere where there is a catalogue."""
+    return Path(os.path.relpath((catalogue_folder() / "..").resolve()))
 
 
 def bench(options) -> None:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selfdistill import methods, models
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# a network, also one of timm's: whether it exists is seen when it is built, for timm takes seconds to load
+NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -58,13 +60,19 @@ class Recipe(Strict):
 
 
 class Study(Strict):
-    """A study: one data set, one recipe, models x methods x seeds."""
+    """A study: one data set, one recipe, models x methods x seeds.
+
+    students learn from the `teacher` method's network of their own model and seed, taught from that of
+    `teacher_models`, a network that the study trains with this one method only.
+    """
 
     root: str = Field(min_length=1)
     dataset: Name
-    models: list[Name] = Field(min_length=1)
+    models: list[NetworkName] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
     students: list[Name]
+    teacher_models: list[NetworkName] = Field(max_length=1)
+    taught: list[Name]
     teacher: Name
     control: Name
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
@@ -82,7 +90,20 @@ class Study(Strict):
 
     @property
     def all_methods(self) -> list[str]:
-        return [*self.methods, *self.students]
+        """What every network of `models` is trained with."""
+        return [*self.methods, *self.students, *self.taught]
+
+    def teacher_of(self, method: str) -> tuple[str | None, str | None]:
+        """(method, network) of the trained network that a method learns from: the network is None for that
+        of the same model, both are None for a method without a teacher."""
+        if method in self.taught:
+            return self.teacher, self.teacher_models[0]
+        return (self.teacher if method in self.students else None), None
+
+    def cells(self) -> list[tuple[str, str, int]]:
+        """(model, method, seed) of every cell, in the study's order, the larger teachers last."""
+        own = [(m, method, seed) for m in self.models for method in self.all_methods for seed in self.seeds]
+        return own + [(m, self.teacher, seed) for m in self.teacher_models for seed in self.seeds]
 
 
 class Member(Strict):
@@ -274,6 +295,8 @@ def in_words(fault: dict, schema: type[BaseModel]) -> str:
     expected = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if kind == "string_pattern_mismatch":
         expected = f"text of the form {fault['ctx']['pattern']}"
+    elif kind == "too_long":
+        expected = f"at most {fault['ctx']['max_length']} entry"
     elif kind == "too_short":
         expected = f"at least {fault['ctx']['min_length']} entry"
     elif kind in ("int_type", "int_from_float"):
@@ -328,15 +351,20 @@ def names_in(content: dict, key: str) -> list[str]:
 
 def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     """Faults that no single value shows, found on the raw file so that they are told with the others."""
-    for key in ("models", "methods", "students", "seeds"):
+    for key in ("models", "methods", "students", "teacher_models", "taught", "seeds"):
         entries = content.get(key)
         if isinstance(entries, list):
             twice = [e for i, e in enumerate(entries) if e in entries[:i]]
             for entry in twice:
                 yield f"{key}: {shown(entry)} stands there twice; allowed: each once"
-    for i, name in enumerate(names_in(content, "models")):
-        if name not in models.NETWORKS:
-            yield f"models[{i}]: {name!r} is no network; {nearest(name, list(models.NETWORKS))}"
+    for key in ("models", "teacher_models"):
+        for i, name in enumerate(names_in(content, key)):
+            if name not in models.NETWORKS and not name.startswith(models.TIMM):
+                known = f"{nearest(name, list(models.NETWORKS))}, {models.TIMM}NAME"
+                yield f"{key}[{i}]: {name!r} is no network; {known}"
+    for name in names_in(content, "teacher_models"):
+        if name in names_in(content, "models"):
+            yield f"teacher_models: {name!r} stands under models too; allowed: one of both"
     yield from method_faults(content)
     yield from hyper_faults(content)
     yield from recipe_faults(content)
@@ -344,31 +372,39 @@ def cross_faults(content: dict, folder: Path) -> Iterator[str]:
 
 
 def method_faults(content: dict) -> Iterator[str]:
-    listed, students = names_in(content, "methods"), names_in(content, "students")
-    for key in ("methods", "students"):
+    listed = names_in(content, "methods")
+    everywhere = [(key, name) for key in ("methods", "students", "taught") for name in names_in(content, key)]
+    for key in ("methods", "students", "taught"):
         for i, name in enumerate(names_in(content, key)):
             if name not in methods.names():
                 yield f"{key}[{i}]: {name!r} is no method; {nearest(name, methods.names())}"
                 continue
             needs_teacher = "teacher" in methods.about(name)["needs"]
             if needs_teacher and key == "methods":
-                yield f"methods[{i}]: {name!r} learns from a trained teacher; list it under students"
-            if not needs_teacher and key == "students":
-                yield f"students[{i}]: {name!r} needs no trained teacher; list it under methods"
-    for name in set(listed) & set(students):
-        yield f"students: {name!r} stands under methods too; allowed: one of both"
+                yield f"methods[{i}]: {name!r} learns from a trained teacher; list it under students or taught"
+            if not needs_teacher and key != "methods":
+                yield f"{key}[{i}]: {name!r} needs no trained teacher; list it under methods"
+    for i, (key, name) in enumerate(everywhere):
+        for other, same in everywhere[:i]:
+            if same == name and other != key:
+                yield f"{key}: {name!r} stands under {other} too; allowed: one of both"
+    if names_in(content, "taught") and content.get("teacher_models") == []:
+        yield "teacher_models: [] is not allowed with methods under taught; allowed: one network, their teacher"
+    if names_in(content, "teacher_models") and content.get("taught") == []:
+        yield "taught: [] is not allowed with teacher_models; allowed: the methods that learn from that network"
     teacher, control = content.get("teacher"), content.get("control")
     if isinstance(teacher, str) and teacher not in listed:
         yield f"teacher: {teacher!r} is not in this study; allowed: one of methods ({', '.join(listed)})"
-    if isinstance(control, str) and control not in listed + students:
-        yield f"control: {control!r} is not in this study; allowed: {', '.join(listed + students)}"
+    compared = [name for _, name in everywhere]
+    if isinstance(control, str) and control not in compared:
+        yield f"control: {control!r} is not in this study; allowed: {', '.join(compared)}"
 
 
 def hyper_faults(content: dict) -> Iterator[str]:
     hyper = content.get("hyper")
     if not isinstance(hyper, dict):
         return
-    for name in names_in(content, "methods") + names_in(content, "students"):
+    for name in (name for key in ("methods", "students", "taught") for name in names_in(content, key)):
         if name not in hyper and name in methods.names():
             yield f"hyper.{name}: missing; write `{name}: {{}}` for the method's defaults"
     for name, values in hyper.items():

@@ -147,13 +147,25 @@ NETWORKS = {
 }
 
 
+# Any network of the timm library goes by its name there behind this prefix: `timm:convnext_tiny`
+TIMM = "timm:"
+
+
+class NetworkError(ValueError):
+    """A network that cannot be built as asked for; the message says why and what is allowed."""
+
+
 def build(name: str, *, channels: int, classes: int, size: tuple[int, int], exits: bool, seed: int):
     """A freshly initialised `SectionedNetwork`.
 
     channels, size: of the images, C and (H, W); exits: a classifier after every section.
     The backbone and the exits draw from generators of their own, so that networks of one seed start
-    from the same backbone whether they have exits or not.
+    from the same backbone whether they have exits or not.  Raises NetworkError for a network of timm
+    that is not there or does not fit.
     """
+    if name.startswith(TIMM):
+        form = {"channels": channels, "classes": classes, "size": tuple(size), "exits": exits, "seed": seed}
+        return import_module(f"{__name__}.from_timm").build_network(name.removeprefix(TIMM), **form)
     module, backbone, arguments = NETWORKS[name]
     arguments = dict(arguments)
     exit_width, exit_bias = arguments.pop("exit_width"), arguments.pop("exit_bias", False)

@@ -41,26 +41,28 @@ class Outputs:
 class Exit(nn.Module):
     """A shallow exit: a bottleneck that brings the map to the deepest one's shape, and a classifier.
 
-    1x1 convolution to `width`, k x k of stride k, 1x1 to the deepest map's channels, each with batch
-    normalisation and ReLU; then average pooling and a linear layer.  k is the ratio of the sizes, so
-    that one form fits any input.  The shape of `ScalaNet` in the journal code of BYOT, which is the
-    likeliest bottleneck of the conference paper.
+    1x1 convolution to `width`, k x k of stride k, 1x1 to `features` channels, as many as the deepest
+    classifier sees, each with batch normalisation and ReLU; then average pooling and a linear layer.
+    k is the ratio of the sizes, so that one form fits any input.  The shape of `ScalaNet` in the journal
+    code of BYOT, which is the likeliest bottleneck of the conference paper.
     """
 
-    def __init__(self, shape: torch.Size, deepest: torch.Size, width: int, bias: bool, classes: int) -> None:
+    def __init__(
+        self, shape: torch.Size, deepest: torch.Size, features: int, width: int, bias: bool, classes: int
+    ) -> None:
         super().__init__()
         k = max(shape[-1] // deepest[-1], 1)
         layers = []
         for inputs, outputs, size in (
             (shape[1], width, 1),
             (width, width, k),
-            (width, deepest[1], 1),
+            (width, features, 1),
         ):
             convolution = nn.Conv2d(inputs, outputs, size, size, bias=bias)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.bottleneck = nn.Sequential(*layers)
-        self.classifier = nn.Linear(deepest[1], classes)
+        self.classifier = nn.Linear(features, classes)
 
 
 class SectionedNetwork(nn.Module):
@@ -85,18 +87,20 @@ class SectionedNetwork(nn.Module):
         self.backbone = backbone
         self.exits = nn.ModuleList()
         if exit_width is not None:
-            shapes = self._map_shapes(input_shape)
-            self.exits.extend(Exit(s, shapes[-1], exit_width, exit_bias, classes) for s in shapes[:-1])
+            shapes, features = self._shapes(input_shape)
+            self.exits.extend(Exit(s, shapes[-1], features, exit_width, exit_bias, classes) for s in shapes[:-1])
 
-    def _map_shapes(self, input_shape: tuple[int, int, int]) -> list[torch.Size]:
-        """The shape of each section's map, found by a dry run that leaves the statistics alone."""
+    def _shapes(self, input_shape: tuple[int, int, int]) -> tuple[list[torch.Size], int]:
+        """The shape of each section's map, and the width of what the backbone's classifier sees.
+
+        Found by a dry run that leaves the statistics alone."""
         was_training = self.training
         self.eval()
         with torch.no_grad():
             device = next(self.backbone.parameters()).device
-            shapes = [m.shape for m in self.maps(torch.zeros(1, *input_shape, device=device))]
+            maps, feature, _ = self.whole(torch.zeros(1, *input_shape, device=device))
         self.train(was_training)
-        return shapes
+        return [m.shape for m in maps], feature.shape[1]
 
     @property
     def section_count(self) -> int:

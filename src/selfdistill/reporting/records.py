@@ -35,8 +35,8 @@ class NoRecordsError(Exception):
 
 
 def cells(study) -> list[tuple[str, str, int]]:
-    """(model, method, seed) of every cell, in the study's order."""
-    return [(m, method, seed) for m in study.models for method in study.all_methods for seed in study.seeds]
+    """(model, method, seed) of every cell, in the study's order, the larger teachers last."""
+    return study.cells()
 
 
 def record_file(study, model: str, method: str, seed: int) -> Path:
@@ -96,8 +96,10 @@ def local_host(study, record: dict) -> dict | None:
 def misfits(study, record: dict) -> Iterator[str]:
     """In what a run's record differs from what the study declares: key, value, what is allowed."""
     method = record["method"]
-    wanted = {"dataset.name": study.dataset, "teacher": study.teacher if method in study.students else None}
+    teacher, teacher_model = study.teacher_of(method)
+    wanted = {"dataset.name": study.dataset, "teacher": teacher, "teacher_model": teacher_model}
     given = {"dataset.name": record["dataset"]["name"], "teacher": record["teacher"]}
+    given["teacher_model"] = record.get("teacher_model")  # newer than the oldest records
     prepared = study.data_folder / "training" / "dataset.json"
     if prepared.is_file():
         for part, value in json.loads(prepared.read_text())["pixels_sha256"].items():

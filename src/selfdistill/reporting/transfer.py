@@ -99,6 +99,7 @@ class Record(Open):
     title: Text
     seed: int
     teacher: str | None
+    teacher_model: str | None = None
     network: Network
     sections: Count
     dataset: DatasetFacts
@@ -245,7 +246,9 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
 
 def outside(study, record: Record) -> Iterator[str]:
     """Why a cell is none of the study's."""
-    for key, known in (("model", study.models), ("method", study.all_methods), ("seed", study.seeds)):
+    networks = [*study.models, *study.teacher_models]
+    trained = [study.teacher] if record.model in study.teacher_models else study.all_methods
+    for key, known in (("model", networks), ("method", trained), ("seed", study.seeds)):
         value = getattr(record, key)
         if value not in known:
             yield f"record.{key}: {shown(value)} is not allowed; allowed: {', '.join(map(str, known))}"

@@ -15,7 +15,7 @@ import torch
 
 from selfdistill.files import write_atomically
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "snakemake")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "snakemake")
 
 
 def note(results: Path, record: dict, *, device: str, seconds: float, processes: int = 1) -> None:

@@ -39,9 +39,19 @@ class ResourceError(Exception):
 
 
 def train_cell(
-    study, *, model: str, method: str, seed: int, teacher: str | None = None, interruption: Interruption | None = None
+    study,
+    *,
+    model: str,
+    method: str,
+    seed: int,
+    teacher: str | None = None,
+    teacher_model: str | None = None,
+    interruption: Interruption | None = None,
 ) -> Path:
     """Train one network of a `selfdistill.config.Study` and write its folder; returns the folder.
+
+    teacher: the method whose trained network of the same seed teaches; teacher_model: which network that
+    is, the one in training if None.
 
     A run that was killed goes on from its newest checkpoint.  Raises ResourceError, and what
     `engine.train` raises; under torchrun the first process writes, the others only compute.
@@ -59,7 +69,9 @@ def train_cell(
         network_form = {"name": model, **shape, "exits": "exits" in rule.needs}
         taught_by, taught_record = None, None
         if teacher is not None:
-            network, taught_record = load_network(run_folder(study.results, model, teacher, seed), device)
+            network, taught_record = load_network(
+                run_folder(study.results, teacher_model or model, teacher, seed), device
+            )
             taught_by = engine.frozen(network)
         inputs = {
             "model": model,
@@ -67,6 +79,7 @@ def train_cell(
             "title": rule.about["title"],
             "seed": seed,
             "teacher": teacher,
+            "teacher_model": teacher_model,
             "network": network_form,
             "dataset": {name: getattr(dataset, name) for name in Dataset.__dataclass_fields__},
             "recipe": dict(vars(recipe)),

@@ -1,0 +1,290 @@
+"""The studies of a checkout: what there is, what one would cost and what of it has run, and a new one.
+
+Costs are estimates from counted multiply-adds, made before any run; what runs cost is on their page.
+"""
+
+import json
+import re
+import shutil
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from selfdistill import methods, models
+from selfdistill.config import ConfigError, DataEntry, Study, read_catalogue, read_study
+from selfdistill.files import write_atomically
+
+# C, H, W of what readers of arrays give; readers of image files are told by the catalogue
+SHAPES = {"digits": (1, 8, 8), "idx": (1, 28, 28), "cifar": (3, 32, 32), "cifar10": (3, 32, 32)}
+CLASSES = 1000  # assumed of a data set whose classes are in files that nobody has fetched: ImageNet's
+
+# FLOP/s that training sustains.  The CPU's is measured: the lowest of docs/performance.md, 8 px and batches of
+# 25 on one thread.  The GPU's is assumed, a tenth of what an H100 or H200 is sold for in bfloat16: no GPU was measured.
+CPU_TFLOPS, GPU_TFLOPS = 0.031, 100.0
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # no dot: DVC takes one in a key for a step downwards
+
+
+class StudyError(Exception):
+    """A study that is not there or cannot be made; the message says why and what is allowed."""
+
+
+def folders(root: Path) -> dict[str, Path]:
+    """The folder of every study by its name; the one at the repository's top is `default`."""
+    found = sorted(path.parent for path in (root / "studies").glob("*/params.yaml"))
+    return {"default": root, **{path.name: path for path in found if not path.name.startswith(".")}}
+
+
+def purpose(params: Path) -> str:
+    """The first sentence of the comment that a params.yaml begins with."""
+    lines = []
+    for line in params.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line[1:].strip())
+    return re.split(r"(?<!al)\.\s", " ".join(lines), maxsplit=1)[0].rstrip(".")
+
+
+def listing(root: Path) -> list[dict]:
+    """One row a study; `fault` in place of its parts where params.yaml is not in order."""
+    rows = []
+    for name, folder in folders(root).items():
+        params = folder / "params.yaml"
+        try:
+            study = read_study(params)
+        except ConfigError as error:
+            rows.append({"name": name, "fault": str(error).splitlines()[0]})
+            continue
+        row = {"name": name, "dataset": study.dataset, "models": [*study.models, *study.teacher_models]}
+        row |= {"methods": study.all_methods, "seeds": len(study.seeds), "cells": len(study.cells())}
+        rows.append({**row, "purpose": purpose(params)})
+    return rows
+
+
+# ---- what a study costs ----
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a network for a study's images: parameters and multiply-adds of one image, without and with exits."""
+
+    parameters: int
+    macs: int
+    parameters_with_exits: int
+    macs_with_exits: int
+
+
+def image_shape(root: Path, name: str, entry: DataEntry) -> tuple[tuple[int, int, int], int | None]:
+    """(C, H, W) of a data set's images and its number of classes, None if only its files know."""
+    prepared = root / "data" / "prepared" / name / "training" / "dataset.json"
+    if prepared.is_file():
+        facts = json.loads(prepared.read_text())
+        return (facts["channels"], *facts["size"]), len(facts["classes"])
+    shape = (entry.image.channels, *entry.image.size) if entry.image else SHAPES[entry.reader]
+    return shape, len(entry.classes) if entry.classes else None
+
+
+def size_of(model: str, shape: tuple[int, int, int], classes: int) -> Size:
+    """Counted on torch's meta device, which computes shapes and no numbers."""
+    import torch
+
+    from selfdistill.training.cost import inference_macs
+
+    found = []
+    for exits in (False, True):
+        form = {"channels": shape[0], "classes": classes, "size": shape[1:], "exits": exits, "seed": 0}
+        with torch.device("meta"):
+            network = models.build(model, **form)
+            _, macs = inference_macs(network, shape)
+        found += [sum(p.numel() for p in network.parameters()), macs]
+    return Size(*found)
+
+
+def training_passes(study: Study, method: str, share: float) -> float:
+    """Training operations of a method, relative to plain training of the same network, its teacher's left out.
+
+    The factors are those of `selfdistill methods`, counted on the default network, which hold a twin's training
+    (1) and its forward pass (1/3).  share: the teacher's multiply-adds relative to the student's.
+    """
+    cost = methods.about(method)["cost"]
+    if "teacher" not in methods.about(method)["needs"]:
+        return cost
+    return cost - 1 - 1 / 3 + (share if method in study.taught else 1) / 3
+
+
+def estimate(root: Path, study: Study, tflops: float | None) -> dict:
+    """Hours and bytes of all cells, and the numbers they come from.
+
+    hours: cells x epochs x training images x 6 FLOPs a multiply-add (forward, and twice that backward) x
+    passes of the method, over the FLOP/s assumed.  bytes: two float32 states a run, and two sets of test
+    logits of every exit.  Evaluation, decoding, and what some methods leave beside their network are left out.
+    """
+    entry = read_catalogue(root / "data" / "params.yaml").datasets[study.dataset]
+    shape, classes = image_shape(root, study.dataset, entry)
+    known = classes or CLASSES
+    sizes = {model: size_of(model, shape, known) for model in (*study.models, *study.teacher_models)}
+    teacher = sizes[study.teacher_models[0]].macs if study.teacher_models else 0
+    test = (entry.images or {}).get("test") or max((entry.images or {}).get("all", 0) - trained_on(entry), 0)
+    flops = {model: 0.0 for model in sizes}
+    stored = 0
+    for model, method, _ in study.cells():
+        size, exits = sizes[model], "exits" in methods.about(method)["needs"]
+        passes = training_passes(study, method, teacher / size.macs)
+        flops[model] += 6 * size.macs * entry.split.train * study.recipe.epochs * passes
+        # sections are four at most; logits of one exit where there is but one
+        stored += 8 * (size.parameters_with_exits if exits else size.parameters)
+        stored += 8 * test * known * (4 if exits else 1)
+    rate = tflops or (CPU_TFLOPS * study.recipe.threads if study.recipe.device == "cpu" else GPU_TFLOPS)
+    return {
+        "shape": shape,
+        "classes": classes,
+        "train_images": entry.split.train,
+        "sizes": sizes,
+        "flops": flops,
+        "tflops": rate,
+        "hours": {model: value / (rate * 1e12) / 3600 for model, value in flops.items()},
+        "bytes": stored,
+    }
+
+
+def trained_on(entry: DataEntry) -> int:
+    return entry.split.train + entry.split.validation
+
+
+def has_run(folder: Path, study: Study) -> dict[str, int]:
+    """How many cells have a record of this checkout, an imported one, weights in place, weights in DVC's cache."""
+    results, counts = folder / "results", dict.fromkeys(("local", "imported", "weights", "cached"), 0)
+    lock = folder / "dvc.lock"
+    outs = locked(lock) if lock.is_file() else {}
+    cache = folder / study.root / ".dvc" / "cache" / "files" / "md5"
+    for model, method, seed in study.cells():
+        cell = f"{model}/{method}/{seed}"
+        counts["local"] += (results / "records" / f"{cell}.json").is_file()
+        counts["imported"] += (results / "records" / "imported" / f"{cell}.json").is_file()
+        counts["weights"] += (results / "runs" / cell / "run.json").is_file()
+        md5 = outs.get(f"results/runs/{cell}")
+        counts["cached"] += bool(md5) and (cache / md5[:2] / md5[2:]).is_file()
+    return counts
+
+
+def locked(lock: Path) -> dict[str, str]:
+    """The hash of every output that a dvc.lock names."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 9,000 lines: 0.3 s, 4 s in Python
+    stages = (yaml.load(lock.read_text(), loader) or {}).get("stages", {})
+    return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", [])}
+
+
+# ---- a new study ----
+
+TEMPLATE = """\
+# {title}: your own images, from {folder}.
+# Run it:   make study STUDY={name}
+# Its networks classify other images:   selfdistill predict studies/{name}/results/runs/{model}/byot/0 photo.jpg
+# A larger network, more epochs and a GPU (device: auto, determinism: seeded) are likely to do better; this
+# begins small, so that the whole of it can be seen soon. Nothing here was tuned.
+root: ../..             # the repository, seen from this file
+dataset: {name}
+models:                 # also timm:NAME, any network of timm
+  - {model}
+methods:                # `selfdistill methods` lists what there is
+  - plain
+  - label_smoothing
+  - byot
+students: []            # methods that learn from a trained network: the teacher's, same model and seed
+teacher_models: []      # a larger network that teaches `taught`
+taught: []
+teacher: plain
+control: plain          # what every method is compared with, seed by seed
+seeds:
+  - 0
+  - 1
+  - 2
+selection: last
+recipe:
+  epochs: 30
+  batch_size: {batch}
+  learning_rate: 0.05
+  momentum: 0.9
+  nesterov: true
+  weight_decay: 0.0005
+  schedule: cosine
+  milestones: []
+  decay: 0.1
+  warmup_epochs: 1
+  crop_padding: {padding}
+  flip: true            # false where left and right differ, as in text
+  cutout: 0
+  device: cpu
+  threads: 1
+  determinism: portable
+  precision: float32
+  channels_last: true
+  compile: false
+  cuda_graphs: false
+  processes: 1
+  workers: 0
+hyper:
+  plain: {{}}
+  label_smoothing: {{}}
+  byot: {{}}
+"""
+
+
+def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = None, seed: int = 0) -> Path:
+    """A data set of the folder `data` of images and a study of it, both called `name`; returns the study's folder.
+
+    Appends to data/params.yaml and makes studies/NAME.  Raises StudyError, and leaves everything as it was,
+    for a name that is taken or has other signs, and for a folder that `describe_folder` refuses.
+    """
+    from selfdistill.data.folder import describe_folder
+
+    if not NAME.fullmatch(name):
+        raise StudyError(f"{name!r} is no name for a study; allowed: letters, digits, - and _")
+    catalogue, target = root / "data" / "params.yaml", root / "studies" / name
+    taken = read_catalogue(catalogue).datasets
+    if name in folders(root) or target.exists():
+        raise StudyError(f"{target}: there already; choose another name or remove it")
+    if name in taken:
+        raise StudyError(f"{catalogue}: has a data set {name!r} already; choose another name or take its entry out")
+    try:
+        entry = describe_folder(data, size=size, seed=seed)
+    except (OSError, ValueError) as error:
+        raise StudyError(str(error)) from None
+    train, side = entry["split"]["train"], min(entry["image"]["size"])
+    text = TEMPLATE.format(
+        title=entry["title"],
+        folder=data.resolve(),
+        name=name,
+        model="resnet10-slim",
+        batch=batch_size(train),
+        padding=side // 8,
+    )
+    before = catalogue.read_bytes()
+    partial = target.with_name(f".{name}.partial")
+    try:
+        partial.mkdir(parents=True)
+        (partial / "params.yaml").write_text(text, encoding="utf-8")
+        (partial / "dvc.yaml").symlink_to(Path("..", "..", "dvc.yaml"))
+        write_atomically(catalogue, before.rstrip(b"\n") + b"\n" + as_entry(name, entry).encode())
+        read_study(partial / "params.yaml")
+        partial.rename(target)
+    except BaseException:
+        write_atomically(catalogue, before)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def as_entry(name: str, entry: dict) -> str:
+    """An entry as it stands in data/params.yaml."""
+    return textwrap.indent(yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True, width=110), "  ")
+
+
+def batch_size(train: int) -> int:
+    """Some 20 steps an epoch, 64 images at most; never one that leaves a single image for the last step."""
+    batch = max(2, min(64, train // 20))
+    while train % batch == 1:
+        batch += 1
+    return batch

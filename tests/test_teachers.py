@@ -1,0 +1,125 @@
+"""A larger teacher: declared, trained once, learnt from, shown, refused where it is wrong."""
+
+import json
+
+import pytest
+import yaml
+
+from selfdistill.config import ConfigError, read_study
+
+SMALL, LARGE = "resnet10-slim", "resnet20"
+TAUGHT = {
+    "models": [SMALL],
+    "methods": ["plain"],
+    "students": ["drkd"],
+    "teacher_models": [LARGE],
+    "taught": ["kd"],
+    "hyper": {"plain": {}, "drkd": {}, "kd": {}},
+    "seeds": [0],
+}
+
+
+def test_a_larger_network_teaches(project):
+    """The students' twin stays their teacher, the larger one is trained once and is a row of its own."""
+    before = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0"]
+    project.params(**TAUGHT)
+    listed = project.run("dvc", "stage", "list", "--name-only", "dvc.yaml").stdout.split()
+    assert {f"train_teachers@{LARGE}-plain-0", f"distill_from@{SMALL}-kd-0-{LARGE}"} < set(listed)
+    assert "train@resnet10-slim-plain-0" not in project.changed()
+    project.run("workflow/run", "prune")
+    project.run("dvc", "repro", "--quiet")
+    assert project.changed() == set()
+    assert yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0"] == before
+    runs = {
+        (m, k): json.loads((project / f"results/runs/{m}/{k}/0/run.json").read_text())
+        for m, k in ((SMALL, "plain"), (SMALL, "drkd"), (SMALL, "kd"), (LARGE, "plain"))
+    }
+    assert {cell: (run["teacher"], run["teacher_model"]) for cell, run in runs.items()} == {
+        (SMALL, "plain"): (None, None),
+        (SMALL, "drkd"): ("plain", None),
+        (SMALL, "kd"): ("plain", LARGE),
+        (LARGE, "plain"): (None, None),
+    }
+    flops = runs[LARGE, "plain"]["cost"]["training_flops"]
+    assert runs[SMALL, "kd"]["cost"]["teacher_training_flops"] == flops
+    table = (project / "results/tables/accuracy.md").read_text()
+    assert table.count(f"| {LARGE}") == 1
+    assert table.count(f"| {SMALL}") == 3
+    assert (project / "results/index.html").is_file()
+    # carried away and back, the record of who taught is checked
+    project.run("selfdistill", "records", "export", "runs.jsonl.gz")
+    assert "kept" not in project.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout
+    project.params(**{"teacher_models": ["resnet32"]})
+    done = project.run("selfdistill", "records", "import", "runs.jsonl.gz", ok=False)
+    assert f'teacher_model: "{LARGE}" is not allowed; allowed: the study\'s "resnet32"' in done.stderr
+    assert f'record.model: "{LARGE}" is not allowed' in done.stderr
+    # without it the teacher and what it taught go
+    project.params(teacher_models=[], taught=[])
+    removed = project.run("workflow/run", "prune").stdout
+    assert f"runs/{LARGE}/plain/0" in removed
+    assert f"runs/{SMALL}/kd/0" in removed
+    assert f"runs/{SMALL}/drkd/0" not in removed
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (("--method", "kd"), f"add --teacher plain --teacher-model {LARGE}"),
+        (("--method", "kd", "--teacher", "plain"), f"give --teacher plain --teacher-model {LARGE}"),
+        (
+            ("--method", "drkd", "--teacher", "plain", "--teacher-model", LARGE),
+            "--teacher plain and no --teacher-model",
+        ),
+        (("--method", "plain", "--teacher-model", LARGE), "plain has no teacher"),
+        (("--method", "kd", "--teacher", "plain", "--teacher-model", LARGE), f"{LARGE}/plain/0/run.json is missing"),
+    ],
+)
+def test_a_wrong_teacher_is_refused(project, command, part):
+    project.params(**TAUGHT)
+    done = project.run("selfdistill", "train", "--model", SMALL, "--seed", "0", *command, ok=False)
+    assert done.returncode == 1
+    assert part in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_teachers_network_has_no_other_method(project):
+    project.params(**TAUGHT)
+    done = project.run("selfdistill", "train", "--model", LARGE, "--method", "kd", "--seed", "0", ok=False)
+    assert "--method kd is not in params.yaml; there are plain" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"taught": []}, "taught: [] is not allowed with teacher_models"),
+        ({"teacher_models": []}, "teacher_models: [] is not allowed with methods under taught"),
+        ({"teacher_models": [LARGE, "resnet32"]}, "allowed: at most 1 entry"),
+        ({"teacher_models": ["resnet21"]}, "teacher_models[0]: 'resnet21' is no network; did you mean"),
+        ({"teacher_models": [SMALL]}, f"teacher_models: '{SMALL}' stands under models too"),
+        ({"taught": ["drkd"]}, "taught: 'drkd' stands under students too; allowed: one of both"),
+        ({"taught": ["plain"]}, "taught[0]: 'plain' needs no trained teacher; list it under methods"),
+        ({"taught": ["kd", "fitnet"]}, "hyper.fitnet: missing"),
+        ({"taught": ["kdd"]}, "taught[0]: 'kdd' is no method; did you mean 'kd'"),
+        ({"control": "fitnet"}, "control: 'fitnet' is not in this study; allowed: plain, drkd, kd"),
+    ],
+)
+def test_wrong_combinations_are_told_in_a_line_each(changes, fault, tmp_path):
+    from test_config import SOUND
+
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**SOUND, **TAUGHT, **changes}))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    assert [line for line in str(error.value).splitlines() if fault in line], error.value
+
+
+def test_the_keys_are_asked_for_by_name(tmp_path):
+    """The pipeline's file names them, and DVC's own words for a missing one say less."""
+    from test_config import SOUND
+
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in SOUND.items() if k not in ("teacher_models", "taught")}))
+    with pytest.raises(ConfigError) as error:
+        read_study(path)
+    assert "teacher_models: missing" in str(error.value)
+    assert "taught: missing" in str(error.value)

@@ -1,0 +1,121 @@
+"""Networks of timm by name: built, cut, trained, loaded again, or refused in one line."""
+
+import json
+import time
+
+import pytest
+import torch
+from made import DATASET, RECIPE, made_images, made_split
+from PIL import Image
+from safetensors.torch import save_file
+
+from selfdistill import methods, models
+from selfdistill.data.prepared import Dataset
+from selfdistill.models.trained import build, load_network
+from selfdistill.training import engine
+from selfdistill.training.cost import inference_macs
+from selfdistill.training.source import Resident
+
+TINY = "timm:test_resnet"  # 0.4 million parameters, timm's own for its tests
+FORM = {"name": TINY, "channels": 1, "classes": 4, "size": [32, 32], "exits": True}
+
+
+def built(name: str, exits: bool, size: int = 32, seed: int = 0):
+    return models.build(name, channels=3, classes=10, size=(size, size), exits=exits, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "features"),
+    [
+        (TINY, [32, 48, 192, 96], 96),
+        ("timm:resnet10t", [64, 128, 256, 512], 512),
+        ("timm:test_convnext", [24, 32, 48, 64], 64),
+        # its classifier sees more channels than the last map has; so do its exits
+        ("timm:test_efficientnet", [24, 32, 48, 64], 256),
+    ],
+)
+@torch.no_grad()
+def test_the_last_four_maps_that_timm_names_are_the_sections(name, widths, features):
+    network = built(name, exits=True).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs = network(images)
+    assert [m.shape[1] for m in outputs.maps] == widths
+    assert [f.shape for f in outputs.features] == [(2, features)] * 4
+    assert [z.shape for z in outputs.logits] == [(2, 10)] * 4
+    for i, logits in enumerate(outputs.logits):
+        torch.testing.assert_close(network.until(images, i), logits, rtol=0, atol=0)
+    torch.testing.assert_close(outputs.logits[-1], network.backbone(images))
+    macs, _ = inference_macs(network, (3, 32, 32))
+    assert len(macs) == 4
+
+
+def test_the_seed_decides_and_the_backbone_is_the_same_with_exits():
+    plain, exits, other = built(TINY, False), built(TINY, True), built(TINY, True, seed=1)
+    before, with_exits, of_other = plain.state_dict(), exits.state_dict(), other.state_dict()
+    assert all(torch.equal(value, with_exits[key]) for key, value in before.items())
+    again = built(TINY, True).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in with_exits.items())
+    assert not torch.equal(with_exits["backbone.conv1.0.weight"], of_other["backbone.conv1.0.weight"])
+    assert not torch.equal(with_exits["exits.0.classifier.weight"], of_other["exits.0.classifier.weight"])
+
+
+def test_it_trains_with_early_exits_and_loads_again_and_predicts(tmp_path, capsys):
+    from selfdistill.cli import main
+
+    images, labels = made_images(16, 1)
+    images = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    dataset = Dataset(**{**vars(DATASET), "size": (32, 32)})
+    split = made_split(8, 2)
+    validation = engine.Split(split.images.repeat_interleave(4, 2).repeat_interleave(4, 3), split.labels)
+    trained = engine.train(
+        methods.load("byot")(),
+        lambda seed: build(FORM, seed),
+        dataset,
+        Resident(images, labels),
+        validation,
+        RECIPE.model_copy(update={"epochs": 1, "warmup_epochs": 0}),
+        seed=0,
+    )
+    assert trained.last.exit_count == 4
+    assert trained.flops > 0
+    save_file({k: v.contiguous() for k, v in trained.last.state_dict().items()}, tmp_path / "weights.safetensors")
+    described = {"network": FORM, "dataset": {**vars(dataset), "size": [32, 32]}}
+    (tmp_path / "run.json").write_text(json.dumps(described))
+    network, _ = load_network(tmp_path)
+    with torch.no_grad():
+        x = torch.randn(3, 1, 32, 32)
+        torch.testing.assert_close(network(x).logits[0], trained.last.eval()(x).logits[0])
+    Image.new("L", (32, 32), 90).save(tmp_path / "photo.png")
+    assert main(["predict", str(tmp_path), str(tmp_path / "photo.png"), "--exit", "1"]) == 0
+    assert "exit 1/4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parts"),
+    [
+        ("timm:resnet10tt", 32, ["timm:resnet10tt", "no such network", "resnet10t"]),
+        ("timm:swin_tiny_patch4_window7_224", 224, ["layers.0 has 56", "96 channels", "N x C x H x W"]),
+        ("timm:vit_tiny_patch16_224", 32, ["cannot take images of 32 x 32 pixels"]),
+        ("timm:vit_tiny_patch16_224", 224, ["blocks.8", "N x C x H x W"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(name, size, parts):
+    with pytest.raises(models.NetworkError) as error:
+        built(name, exits=False, size=size)
+    assert "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_study_of_timm_is_checked_without_loading_timm_and_runs_in_dvc(project):
+    project.params(models=[TINY], methods=["plain"], students=[], seeds=[0])
+    started = time.perf_counter()
+    script = "import sys; from selfdistill.cli import main; main(['check']); print({'torch', 'timm'} & {*sys.modules})"
+    assert "set()" in project.run("python", "-c", script).stdout
+    assert time.perf_counter() - started < 2
+    project.run("workflow/run", "prune")
+    project.run("dvc", "repro", "--quiet")
+    assert project.changed() == set()
+    assert (project / f"results/records/{TINY}/plain/0.json").is_file()
+    name = f"train@{TINY}-plain-0"
+    assert "didn't change" in project.run("dvc", "repro", "--single-item", name).stdout
+    assert "Nothing to be done" in (done := project.run("snakemake", "-n")).stdout + done.stderr
