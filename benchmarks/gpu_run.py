@@ -395,14 +395,13 @@ def record_path(study, model: str, method: str, seed: int) -> Path:
 
 def train(study, model: str, method: str, seed: int, deadline: Deadline, log: Log) -> None:
     """Train and evaluate one cell; prints the time with the accuracy."""
-    from selfdistill.data.prepared import read_split
-    from selfdistill.evaluation.run import evaluate_run
+    from selfdistill.evaluation.run import evaluate_run, open_test
     from selfdistill.training.run import train_cell
 
     teacher = study.teacher if method in study.students else None
     train_cell(study, model=model, method=method, seed=seed, teacher=teacher, interruption=deadline)
-    images, labels = read_split(study.data_folder / "test", "test", study.recipe.device)
-    evaluate_run(study.results, model, method, seed, images, labels)
+    test = open_test(study.data_folder / "test", study.recipe.device)
+    evaluate_run(study.results, model, method, seed, test)
     record = json.loads(record_path(study, model, method, seed).read_text())
     host = json.loads((study.results / "hosts" / model / method / f"{seed}.json").read_text())
     exits = ", ".join(f"{100 * e['accuracy']:.2f}" for e in record["test"]["last"]["exits"])

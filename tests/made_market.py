@@ -1,9 +1,12 @@
-"""A small folder in the layout of Market-1501-v15.09.15, of real JPEG files in which persons can be told apart.
+"""A small archive in the layout of Market-1501-v15.09.15, of real JPEG files in which persons can be told apart.
 
 A person is the colours of head, torso and legs; a camera tints and darkens, so much that raw colours
 mislead; every image is shifted and noisy.  Distractors are noise without a person, junk is half a person.
 """
 
+import hashlib
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +17,19 @@ TEST = (1, 3, 4, 5, 6, 8)
 CAMERAS = (1, 2, 3)
 COPIES = 2  # boxes a person and camera in training and gallery
 DISTRACTORS, JUNK = 9, 5
-COUNTS = {  # images without junk, and persons
-    "train": (len(TRAIN) * len(CAMERAS) * COPIES, len(TRAIN)),
-    "query": (len(TEST) * len(CAMERAS), len(TEST)),
-    "gallery": (len(TEST) * len(CAMERAS) * COPIES + DISTRACTORS, len(TEST)),
-}
+TOP, SIZE = "Market-1501-v15.09.15", (32, 16)
+QUERIES = len(TEST) * len(CAMERAS)
+GALLERY = QUERIES * COPIES + DISTRACTORS  # without junk
+TRAINING = len(TRAIN) * len(CAMERAS) * COPIES
 
 
-def write_market(folder: Path, size: tuple[int, int] = (32, 16), seed: int = 1) -> Path:
-    """Write the folder, images H x W in an order that is not that of their names, and return it."""
+def market(size: tuple[int, int] = SIZE, seed: int = 1) -> dict[str, bytes]:
+    """The files by name, images H x W, in an order that is not that of their names."""
     generator = np.random.default_rng(seed)
     colours = {person: generator.integers(30, 226, (3, 3)) for person in (*TRAIN, *TEST)}
     tints = {camera: generator.uniform(0.4, 1.0, 3) for camera in CAMERAS}
-    content = []  # (folder, name, image)
-    for name, people, copies in (
+    content = []  # (name, image)
+    for folder, people, copies in (
         ("bounding_box_train", TRAIN, COPIES),
         ("query", TEST, 1),
         ("bounding_box_test", TEST, COPIES),
@@ -36,20 +38,38 @@ def write_market(folder: Path, size: tuple[int, int] = (32, 16), seed: int = 1) 
             for camera in CAMERAS:
                 for i in range(copies):
                     box = f"{person:04d}_c{camera}s1_{1000 * person + i:06d}_{i:02d}.jpg"
-                    content.append((name, box, _image(colours[person], tints[camera], size, generator)))
+                    content.append((f"{folder}/{box}", _image(colours[person], tints[camera], size, generator)))
     for i in range(DISTRACTORS):
         camera = CAMERAS[i % len(CAMERAS)]
         noise = generator.integers(0, 256, (*size, 3)).astype(np.uint8)
-        content.append(("bounding_box_test", f"0000_c{camera}s1_{i:06d}_01.jpg", noise))
+        content.append((f"bounding_box_test/0000_c{camera}s1_{i:06d}_01.jpg", noise))
     for i in range(JUNK):
         half = _image(colours[TEST[i % len(TEST)]], tints[1], size, generator)
         half[: size[0] // 2] = 0
-        content.append(("bounding_box_test", f"-1_c1s1_{i:06d}_00.jpg", half))
+        content.append((f"bounding_box_test/-1_c1s1_{i:06d}_00.jpg", half))
+    files = {}
     for i in generator.permutation(len(content)):
-        name, box, image = content[i]
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / name / box, quality=95, subsampling=0)
-    return folder
+        name, image = content[i]
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+        files[f"{TOP}/{name}"] = buffer.getvalue()
+    return files | {f"{TOP}/readme.txt": b"made", f"{TOP}/query/Thumbs.db": b"no image"}
+
+
+def write_archive(folder: Path, files: dict[str, bytes], entry: dict) -> dict:
+    """Write the zip into a mirror folder; returns the catalogue's entry, for it in place of the published one."""
+    path = folder / f"{TOP}.zip"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return entry | {
+        "files": [{**entry["files"][0], "md5": hashlib.md5(path.read_bytes()).hexdigest()}],
+        "image": {"size": list(SIZE), "channels": 3},
+        "images": {"train": TRAINING, "query": QUERIES, "gallery": GALLERY + JUNK},
+        "split": {"train": TRAINING - len(TRAIN), "validation": len(TRAIN), "seed": 0},
+        "re_ranking": {"k1": 8, "k2": 3, "weight": 0.3},
+    }
 
 
 def _image(colours: np.ndarray, tint: np.ndarray, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:

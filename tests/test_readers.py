@@ -16,7 +16,6 @@ from scipy.io import savemat
 from test_data import cifar_split, member, python2_pickle, tar
 
 from selfdistill.config import ConfigError, DataEntry, read_catalogue, read_study
-from selfdistill.data import market1501
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
@@ -342,15 +341,6 @@ def test_what_must_be_obtained_by_the_user_says_where_and_how(name, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_market1501_is_unpacked_for_its_reader_and_prepared_by_nobody_yet(mirror):
-    image = jpeg(128, 64)
-    contents = {"Market-1501-v15.09.15.zip": zipped({"Market-1501-v15.09.15/query/0001_c1s1_000001_00.jpg": image})}
-    with pytest.raises(ValueError, match="reads no images of classes"):
-        done("market1501", entry_of("market1501", contents), contents, mirror)
-    top = market1501.unpack(mirror.parent / "data/raw/market1501", mirror.parent / "unpacked")
-    assert (top / "query/0001_c1s1_000001_00.jpg").read_bytes() == image
-
-
 # ---- the catalogue ----
 
 
@@ -373,11 +363,10 @@ def test_the_guide_to_the_data_sets_names_them_all_and_what_of_them_is_unverifie
         assert ("to be obtained by you" in row) == (entry.obtain is not None), name
 
 
-@pytest.mark.parametrize("name", ["cifar10-c", "market1501"])
-def test_a_study_of_a_data_set_without_training_images_of_classes_is_refused(name, tmp_path):
-    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"dataset": name, "root": str(ROOT)}
+def test_a_study_of_a_data_set_without_training_images_of_classes_is_refused(tmp_path):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"dataset": "cifar10-c", "root": str(ROOT)}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=f"dataset: '{name}' has no training images of classes; allowed: digits"):
+    with pytest.raises(ConfigError, match="dataset: 'cifar10-c' has no training images of classes; allowed: digits"):
         read_study(tmp_path / "params.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Retrieval against literal formulations in plain loops; the reader and the whole task on made Market data."""
+"""Retrieval against literal formulations in plain loops."""
 
 import math
 import random
@@ -6,24 +6,16 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from made_market import COUNTS, DISTRACTORS, JUNK, TEST, TRAIN, write_market
-from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from selfdistill.data import market
-from selfdistill.data.prepare import moments
-from selfdistill.data.prepared import Dataset
 from selfdistill.evaluation.retrieval import (
     cosine_distances,
     euclidean_distances,
-    extract_features,
     nearest,
     query_scores,
     re_rank,
     retrieval_metrics,
 )
-from selfdistill.models import build
 
 # ---- the literal formulation ----
 
@@ -331,110 +323,3 @@ def test_re_ranking_refuses_what_it_cannot_use(shape, arguments, part):
     with pytest.raises(ValueError, match="allowed") as error:
         re_rank(torch.zeros(shape), *arguments)
     assert part in str(error.value)
-
-
-# ---- Market-1501 ----
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_market(tmp_path / "Market-1501-v15.09.15")
-
-
-def test_reader_keeps_distractors_drops_junk_and_sorts_by_name(folder):
-    (folder / "query" / "Thumbs.db").write_bytes(b"not an image")
-    splits = market.read(folder, COUNTS)
-    assert len(list((folder / "bounding_box_test").iterdir())) == COUNTS["gallery"][0] + JUNK
-    for name, split in splits.items():
-        names = [path.name for path in split.paths]
-        assert names == sorted(names)
-        assert split.cameras.tolist() == [int(n[n.index("_c") + 2]) for n in names]
-        published = [int(n.split("_")[0]) for n in names]
-        expected = [TRAIN.index(i) for i in published] if name == "train" else published
-        assert split.identities.tolist() == expected
-        assert split.identities.dtype == split.cameras.dtype == np.int64
-    assert set(splits["query"].identities) == set(TEST)
-    assert (splits["gallery"].identities == 0).sum() == DISTRACTORS
-    assert set(splits["train"].identities) == set(range(len(TRAIN)))
-
-
-def test_pixels_are_those_of_the_files_resized_where_asked(folder):
-    paths = market.read(folder, COUNTS)["query"].paths[:2]
-    with Image.open(paths[1]) as image:
-        expected = np.asarray(image).transpose(2, 0, 1)
-    assert np.array_equal(market.pixels(paths, (32, 16))[1], expected)
-    assert market.pixels(paths).shape == (2, 3, 128, 64)
-    paths[1].write_bytes(b"no image")
-    with pytest.raises(ValueError, match=paths[1].name):
-        market.pixels(paths)
-
-
-def test_reader_wants_the_published_counts(folder):
-    with pytest.raises(ValueError, match=r"96 images of 16 persons.*allowed: 12936 of 751"):
-        market.read(folder)
-    assert market.read(folder, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("query/1_c1.jpg", "not a published name"),
-        ("query/0001_c7s1_000000_00.jpg", "not a published name"),
-        ("query/-1_c1s1_000000_00.jpg", "junk"),
-        ("query/0000_c1s1_000000_00.jpg", "distractor"),
-        ("bounding_box_train/0001_c1s1_000000_00.jpg", "person 0001 is in training and in test"),
-    ],
-)
-def test_reader_refuses_files_that_are_not_as_published(folder, name, part):
-    (folder / name).touch()
-    with pytest.raises(ValueError, match=part):
-        market.read(folder, None)
-
-
-def test_reader_names_missing_folders(folder, tmp_path):
-    (folder / "query").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no folder query;"):
-        market.read(folder)
-
-
-def test_features_of_an_identity_classifier_find_persons_it_has_not_seen(folder):
-    """The whole task: classify the training persons, then rank others by features.
-
-    By chance 4 of the 43 gallery images that count are right, and rank-1 is 0.09; the network as initialised
-    has 0.33, because it sees colours.
-    """
-    splits = market.read(folder, COUNTS)
-    images = {name: torch.from_numpy(market.pixels(split.paths, (32, 16))) for name, split in splits.items()}
-    classes = [str(person) for person in TRAIN]
-    mean, std = (part.tolist() for part in moments(images["train"].numpy()))
-    dataset = Dataset("made-market", classes, 3, (32, 16), mean, std, {})
-    network = build("resnet10-slim", channels=3, classes=len(classes), size=(32, 16), exits=False, seed=0)
-    query, gallery = splits["query"], splits["gallery"]
-    labels = [torch.from_numpy(v) for s in (query, gallery) for v in (s.identities, s.cameras)]
-
-    def evaluate():
-        a, b = (extract_features(network, dataset, images[name]) for name in ("query", "gallery"))
-        everything = torch.cat([a, b])
-        again = re_rank(euclidean_distances(everything, everything), len(a), k1=8, k2=3)
-        return [retrieval_metrics(d, *labels) for d in (cosine_distances(a, b), again)]
-
-    before, _ = evaluate()
-    train(network, dataset.normalise(images["train"]), torch.from_numpy(splits["train"].identities))
-    after, re_ranked = evaluate()
-    assert (after["queries"], after["skipped"]) == (COUNTS["query"][0], 0)
-    assert after["rank1"] > 0.5
-    assert after["mean_average_precision"] > before["mean_average_precision"] + 0.15
-    assert re_ranked["mean_average_precision"] > before["mean_average_precision"] + 0.15
-
-
-def train(network, images, labels):
-    """A plain loop of 8 epochs."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    shuffle = torch.Generator().manual_seed(0)
-    network.train()
-    for _ in range(8):
-        for batch in torch.randperm(len(labels), generator=shuffle).split(24):
-            loss = F.cross_entropy(network(images[batch]).logits[-1], labels[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()

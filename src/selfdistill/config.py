@@ -159,8 +159,17 @@ class ImageForm(Strict):
     shorter_side: int | None = Field(default=None, ge=8, le=4096)
 
 
+class ReRanking(Strict):
+    """k-reciprocal re-ranking of a gallery, `selfdistill.evaluation.retrieval.re_rank`."""
+
+    k1: int = Field(ge=1, le=10_000)
+    k2: int = Field(ge=1, le=10_000)
+    weight: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+
 class DataEntry(Strict):
     """obtain: where and how a user gets files that have no sources.  image: for readers of image files.
+    re_ranking: of sets of persons to be found again: report re-ranked metrics, too.
     images: how many each published split has.  classes: None where the reader takes them from the files.
     tests: the data set whose networks a set without `split` tests."""
 
@@ -175,6 +184,7 @@ class DataEntry(Strict):
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     split: SplitSizes | None = None
     tests: Name | None = None
+    re_ranking: ReRanking | None = None
 
 
 class Catalogue(Strict):

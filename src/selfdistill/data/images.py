@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # What Pillow decodes by itself; others start programs (EPS: Ghostscript) or are no photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 QUALITY = 95  # of JPEG files that are written; Pillow's documentation advises against more
+DISTRACTOR, JUNK = 0, -1  # identities of images that show none of the persons to be found, or none well
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -27,11 +28,14 @@ class ImageFiles:
     """One split as it is published: names in its order, labels int64 N, and the bytes of image 0 to N - 1.
 
     `read` may raise UnusableImageError, and is called from several threads.
+    cameras: int64 N, of a split of persons to be found again; its labels are identities, DISTRACTOR and JUNK
+    among them, and not classes.
     """
 
     names: list[str]
     labels: np.ndarray
     read: Callable[[int], bytes]
+    cameras: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Packed:
     numbers: np.ndarray
     digests: list[bytes]
     sums: np.ndarray
+    cameras = None  # of persons none are packed
 
     def select(self, rows: np.ndarray) -> "Packed":
         arrays = {key: getattr(self, key)[rows] for key in ("places", "labels", "numbers", "sums")}

@@ -2,7 +2,8 @@
 
 Where the publisher gives a test split, it is kept whole; otherwise test is what train and
 validation leave.  Train and validation are drawn stratified by class from one seed, unless both are
-given, and the indices of every split are kept in its file.
+given, and the indices of every split are kept in its file.  Splits of persons to be found again (query,
+gallery) are test, and kept but for junk.
 
 A reader is a module of this package with `read(raw)` -> {"train", "test"} or {"all"}, each (images uint8
 N x C x H x W, labels int64 N), or with `image_files(raw, entry)` -> the same of
@@ -26,20 +27,22 @@ import numpy as np
 from safetensors.numpy import save_file
 from sklearn.model_selection import train_test_split
 
-from selfdistill.data.images import Quarantined, decoded
+from selfdistill.data.images import DISTRACTOR, JUNK, Quarantined, decoded
 from selfdistill.data.packing import spooled
 from selfdistill.files import write_atomically
 
-FOLDERS = {"train": "training", "validation": "training", "test": "test"}
+FOLDERS = {"train": "training", "validation": "training"}  # all else is test
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Usable images of a published split: uint8 N x C x H x W, labels and their numbers there, int64 N."""
+    """Usable images of a published split: uint8 N x C x H x W, labels and their numbers there, int64 N; where
+    labels are identities, cameras, int64 N."""
 
     images: np.ndarray
     labels: np.ndarray
     numbers: np.ndarray
+    cameras: np.ndarray | None = None
 
     @property
     def channels(self) -> int:
@@ -50,10 +53,12 @@ class Pixels:
         return self.images.shape[2:]
 
     def select(self, rows: np.ndarray) -> "Pixels":
-        return Pixels(self.images[rows], self.labels[rows], self.numbers[rows])
+        cameras = None if self.cameras is None else self.cameras[rows]
+        return Pixels(self.images[rows], self.labels[rows], self.numbers[rows], cameras)
 
     def sha256(self) -> str:
-        return pixels_sha256(self.images, self.labels)
+        labels = self.labels if self.cameras is None else np.stack([self.labels, self.cameras])
+        return pixels_sha256(self.images, labels)
 
     def fingerprints(self) -> list[bytes]:
         return [hashlib.blake2b(image.tobytes(), digest_size=32).digest() for image in self.images]
@@ -64,6 +69,8 @@ class Pixels:
     def write(self, folder: Path, part: str) -> str:
         """The file of a split; the SHA-256 of its pixels."""
         tensors = {"images": self.images, "labels": self.labels, "indices": self.numbers}
+        if self.cameras is not None:
+            tensors |= {"identities": tensors.pop("labels"), "cameras": self.cameras}
         write_tensors(folder / f"{part}.safetensors", tensors)
         return self.sha256()
 
@@ -72,8 +79,9 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     """Write `prepared`/`name`/training (train, validation and dataset.json) and `prepared`/`name`/test,
     apart, so that training does not even depend on the test images, and `prepared`/`name`/report.  A split is
     a safetensors file: images uint8 N x C x H x W, labels int64 N, indices int64 N in the published order;
-    or, for training images that `entry.image.shorter_side` says to pack, what
-    `selfdistill.data.prepared.packed` reads.  Returns what report.json says."""
+    or, for query and gallery, identities and cameras in place of labels; or, for training images that
+    `entry.image.shorter_side` says to pack, what `selfdistill.data.prepared.packed` reads.  Beside query and
+    gallery stands `protocol.json` with `entry.re_ranking`.  Returns what report.json says."""
     reader = import_module(f"selfdistill.data.{entry.reader}")
     folder, spool = prepared / name, prepared / f"{name}.spool"
     if not any(hasattr(reader, form) for form in (("read", "image_files") if entry.split else ("tests",))):
@@ -85,14 +93,16 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         return prepare_tests(name, entry, reader, raw / name, folder, classes)
     try:
         published, bad = read_published(name, entry, reader, raw / name, spool)
-        found = max(int(source.labels.max()) + 1 for source in published.values())
+        found = max(int(source.labels.max()) + 1 for source in published.values() if source.cameras is None)
         if found > len(classes):
             raise ValueError(f"{name}: {found} classes in the files, {len(classes)} in the catalogue's `classes`")
         hashes, counts, fingerprints = {}, {}, {}
         for part, (source, rows) in split(published, entry.split).items():
             chosen = published[source].select(rows)
-            hashes[part], counts[part] = chosen.write(folder / FOLDERS[part], part), len(rows)
-            fingerprints[part] = chosen.fingerprints(), chosen.labels.tolist()
+            hashes[part], counts[part] = chosen.write(folder / FOLDERS.get(part, "test"), part), len(rows)
+            labels = chosen.labels.tolist()
+            names = [classes[i] for i in labels] if chosen.cameras is None else list(map(str, labels))
+            fingerprints[part] = chosen.fingerprints(), names
             if part == "train":
                 mean, std = chosen.moments()
                 channels, size = chosen.channels, list(chosen.size)
@@ -112,7 +122,22 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     }
     write_json(folder / "training" / "dataset.json", description)
     whole = {part: {"images": len(p.labels), "pixels_sha256": p.sha256()} for part, p in published.items()}
+    persons = {part: kinds(p.labels) for part, p in published.items() if p.cameras is not None}
+    for part, found in persons.items():
+        whole[part] |= found
+    if persons:
+        re_ranking = entry.re_ranking and dict(vars(entry.re_ranking))
+        write_json(folder / "test" / "protocol.json", {"re_ranking": re_ranking})
     return write_report(folder / "report", entry, counts, whole, bad, duplicates(fingerprints))
+
+
+def kinds(identities: np.ndarray) -> dict[str, int]:
+    """Of a published split of persons to be found again."""
+    return {
+        "persons": len(set(identities.tolist()) - {DISTRACTOR, JUNK}),
+        "distractors": int((identities == DISTRACTOR).sum()),
+        "junk_left_out": int((identities == JUNK).sum()),
+    }
 
 
 def prepare_tests(name: str, entry, reader, raw: Path, folder: Path, classes: list[str]) -> dict:
@@ -162,9 +187,10 @@ def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[di
     splits = reader.image_files(raw, entry)
     counted(name, entry, {part: len(files.names) for part, files in splits.items()})
     for part, files in splits.items():
-        if form.shorter_side is None:
+        if form.shorter_side is None or files.cameras is not None:
             images, kept, unusable = decoded(part, files, tuple(form.size), form.channels)
-            published[part] = Pixels(images, files.labels[kept], kept)
+            cameras = None if files.cameras is None else files.cameras[kept]
+            published[part] = Pixels(images, files.labels[kept], kept, cameras)
         else:
             published[part], unusable = spooled(part, files, form, spool / part)
         bad += unusable
@@ -180,7 +206,8 @@ def counted(name: str, entry, found: dict[str, int]) -> None:
 
 def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
     """{"train" | "validation" | "test": (published split, rows int64)} from {"train", "test"}, {"all"}, or
-    {"train", "validation", "test"}, where all of train and validation must be asked for.
+    {"train", "validation", "test"}, where all of train and validation must be asked for.  What is published
+    beside train and validation is test, under its own name and whole, but for junk.
 
     published: what has `labels`; sizes: `selfdistill.config.SplitSizes`.
     """
@@ -188,13 +215,18 @@ def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
     source = "train" if "train" in published else "all"
     labels = published[source].labels
     count = len(labels)
+    tests = {
+        part: (part, np.flatnonzero(found.labels != JUNK))
+        for part, found in published.items()
+        if part not in (source, "validation")
+    }
     if "validation" in published:
         given = count, len(published["validation"].labels)
         if given != (train, validation):
             raise ValueError(f"split: {train} + {validation} images asked for, {given[0]} + {given[1]} given")
-        return {part: (part, np.arange(len(published[part].labels))) for part in FOLDERS}
+        return {part: (part, np.arange(len(published[part].labels))) for part in FOLDERS} | tests
     spare = count - train - validation
-    if spare < (0 if "test" in published else 1):
+    if spare < (0 if tests else 1):
         raise ValueError(f"split: {train} + {validation} images asked for, {count} there")
     chosen, rest = train_test_split(np.arange(count), train_size=train, stratify=labels, random_state=seed)
     if spare:
@@ -202,8 +234,7 @@ def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
     else:  # what a stratified draw leaves is stratified too
         held_out = rest
     parts = {"train": (source, np.sort(chosen)), "validation": (source, np.sort(held_out))}
-    test = ("test", np.arange(len(published["test"].labels))) if "test" in published else (source, np.sort(rest))
-    return parts | {"test": test}
+    return parts | (tests or {"test": (source, np.sort(rest))})
 
 
 # ---- the files ----
@@ -252,10 +283,10 @@ def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def duplicates(fingerprints: dict[str, tuple[list[bytes], list[int]]]) -> list[dict]:
+def duplicates(fingerprints: dict[str, tuple[list[bytes], list[str]]]) -> list[dict]:
     """Images of one split whose pixels stand in an earlier one too, by their rows in both files.
 
-    fingerprints: of each split's images, and their labels."""
+    fingerprints: of each split's images, and the names of their classes or persons."""
     rows = []
     for (a, (earlier, labels)), (b, (later, others)) in itertools.combinations(fingerprints.items(), 2):
         first = {pixels: i for i, pixels in reversed(list(enumerate(earlier)))}

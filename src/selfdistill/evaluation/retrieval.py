@@ -3,7 +3,7 @@
 A query asks which gallery images show the same identity *from another camera*: gallery images of the
 query's identity and camera are ignored, neither right nor wrong.  Every other image counts, distractors
 (identity 0 in Market-1501) as wrong answers.  Junk (identity -1) has no place in a ranking and is refused
-here; `data.market` drops it.  Queries without a right answer are skipped, and counted.  Equal distances
+here; `data.prepare` drops it.  Queries without a right answer are skipped, and counted.  Equal distances
 rank in the order of the gallery: sorting is stable, so that tied numbers are defined.
 
 Protocol: Zheng et al., Scalable Person Re-identification, ICCV 2015; mINP: Ye et al., Deep Learning for
@@ -11,11 +11,15 @@ Person Re-identification, 2021 (arXiv 2001.04193); re-ranking: Zhong et al., CVP
 What it takes for Market-1501's 3,368 queries and 15,913 gallery images: `benchmarks/retrieval.py`.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -26,15 +30,82 @@ from selfdistill.data.prepared import Dataset
 ROUNDING = 1e-12
 
 
+# ---- the test of a study ----
+
+
+@dataclass(frozen=True)
+class PersonTest:
+    """A test split of persons to be found again: the queries in front and the gallery behind them.
+
+    images: uint8 N x C x H x W, on one device; identities, cameras: int64 N, on the CPU; queries: how many
+    of the N; re_ranking: k1, k2 and weight of `re_rank`, or None for no metrics of re-ranked distances.
+
+    An image is told by its feature, brought to length 1: what the classifier of an exit sees.  Distances are
+    Euclidean, and so rank as cosines do.  Exits or networks together: their features side by side.
+    """
+
+    images: Tensor
+    identities: Tensor
+    cameras: Tensor
+    queries: int
+    re_ranking: dict | None
+
+    @classmethod
+    def read(cls, folder: Path, device: str) -> "PersonTest":
+        """What `data.prepare` left of query and gallery."""
+        query, gallery = (load_file(folder / f"{part}.safetensors") for part in ("query", "gallery"))
+        both = {key: torch.cat([query[key], gallery[key]]) for key in ("images", "identities", "cameras")}
+        protocol = json.loads((folder / "protocol.json").read_text())
+        return cls(
+            both["images"].to(device), both["identities"], both["cameras"], len(query["images"]), protocol["re_ranking"]
+        )
+
+    def truth(self) -> dict[str, Tensor]:
+        return {"identities": self.identities, "cameras": self.cameras, "queries": torch.tensor(self.queries)}
+
+    def outputs(self, network, dataset: Dataset) -> Tensor:
+        """Features, exits x N x D, on the CPU.  float16: half the space in the cache for what has 11 bits of
+        every number; the metrics are computed from these very numbers."""
+        return F.normalize(extract_features(network, dataset, self.images), dim=2).half().cpu()
+
+    def metrics(self, features: Tensor, re_ranking: dict | None = None) -> dict[str, float]:
+        """Of N x D features; with `re_ranking`, also those of re-ranked distances, named `re_ranked_...`."""
+        features = features.to(self.images.device)
+        query, gallery = features[: self.queries], features[self.queries :]
+        found = self._scored(euclidean_distances(query, gallery))
+        if re_ranking:
+            again = self._scored(re_rank(euclidean_distances(features, features), self.queries, **re_ranking))
+            found |= {f"re_ranked_{name}": again[name] for name in again if name not in ("queries", "skipped")}
+        return found
+
+    def _scored(self, distances: Tensor) -> dict[str, float]:
+        q = self.queries
+        return retrieval_metrics(
+            distances, self.identities[:q], self.cameras[:q], self.identities[q:], self.cameras[q:]
+        )
+
+    def of_exits(self, features: Tensor) -> dict:
+        """The metrics of every exit, shallow to deep, the deepest re-ranked too, and of all of them."""
+        *shallow, deepest = features
+        several = {"ensemble": self.together(features)} if shallow else {}
+        return {"exits": [*map(self.metrics, shallow), self.metrics(deepest, self.re_ranking)], **several}
+
+    def together(self, features: Tensor) -> dict[str, float]:
+        """Of several exits or networks, so many x N x D."""
+        return self.metrics(features.transpose(0, 1).flatten(1))
+
+
 # ---- features and distances ----
 
 
 @torch.no_grad()
-def extract_features(network, dataset: Dataset, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """What the deepest classifier of a `SectionedNetwork` sees, N x D floats, of uint8 N x C x H x W."""
+def extract_features(network, dataset: Dataset, images: Tensor, batch_size: int = 250) -> Tensor:
+    """What the classifier of every exit of a `SectionedNetwork` sees, exits x N x D floats, of uint8
+    N x C x H x W."""
     network.eval()
     normalise = dataset.normaliser(images.device)
-    return torch.cat([network(normalise(batch)).features[-1].float() for batch in images.split(batch_size)])
+    batches = (torch.stack(network(normalise(batch)).features).float() for batch in images.split(batch_size))
+    return torch.cat(list(batches), dim=1)
 
 
 def euclidean_distances(a: Tensor, b: Tensor, chunk: int = 512) -> Tensor:

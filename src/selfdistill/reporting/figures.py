@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfdistill.files import write_atomically
+from selfdistill.reporting.measure import measure_of
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
@@ -85,19 +86,20 @@ def panels(tables: dict, draw: Callable, colours: dict, size: tuple[float, float
 def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
     """A row a method: every seed as a dot, the mean with its 95 % interval, the control as a line."""
     table = tables["accuracy"].reset_index(drop=True)
+    measure = measure_of(table.columns)
     for y, row in table.iterrows():
-        seeds = tables["runs"][tables["runs"].method == row.method].test_accuracy
+        seeds = tables["runs"][tables["runs"].method == row.method][f"test_{measure.key}"]
         colour = colours[row.method]
         ax.scatter(seeds, [y] * len(seeds), s=16, color=colour, alpha=0.35, linewidth=0, zorder=2)
-        ax.errorbar(row.accuracy, y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
-    for accuracy in table[table.verdict == "control"].accuracy:
+        ax.errorbar(row[measure.key], y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
+    for accuracy in table[table.verdict == "control"][measure.key]:
         ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     labels = [f"{r.title}  ({r.verdict})" if r.verdict != "no evidence" else r.title for r in table.itertuples()]
     ax.set_yticks(range(len(table)), labels)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("test accuracy (%): dots are seeds, bars 95 % intervals of the mean")
-    ax.set_title("Test accuracy by method")
+    ax.set_xlabel(f"test {measure.words} (%): dots are seeds, bars 95 % intervals of the mean")
+    ax.set_title(f"Test {measure.words} by method")
 
 
 def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
@@ -118,6 +120,7 @@ def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
 def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy of each exit against the cost of getting there; the control, without exits, as a point."""
     exits = tables["exits"]
+    measure = measure_of(exits.columns)
     shown = [m for m, rows in exits.groupby("method", sort=False) if len(rows) > 1 or colours[m] == CONTROL]
     step = 0.008 * exits.million_macs.max()  # aside of each other, so that no interval hides another
     for place, method in enumerate(shown):
@@ -125,7 +128,7 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
         for part, form in ((rows[rows.exit != "ensemble"], "o-"), (rows[rows.exit == "ensemble"], "*")):
             ax.errorbar(
                 part.million_macs + step * (place - (len(shown) - 1) / 2),
-                part.accuracy,
+                part[measure.key],
                 yerr=part.half_width.fillna(0),
                 fmt=form,
                 markersize=11 if form == "*" else 6,
@@ -134,14 +137,15 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
                 label=rows.title.iloc[0] if form != "*" else None,
             )
     ax.set_xlabel("million multiply-adds of one image up to the exit; star: ensemble of all exits")
-    ax.set_ylabel("test accuracy (%)")
-    ax.set_title("Accuracy against depth")
+    ax.set_ylabel(f"test {measure.words} (%)")
+    ax.set_title(f"{measure.words.capitalize()} against depth")
     legend_beside(ax)
 
 
 def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy against the whole training cost, a teacher's included."""
     table = tables["cost"].merge(tables["accuracy"][["method", "half_width"]], on="method")
+    measure = measure_of(table.columns)
     table = table.dropna(subset="relative_cost")
     if table.empty:  # a study in progress
         ax.text(0.5, 0.5, "the control has not run", ha="center", va="center", transform=ax.transAxes)
@@ -152,7 +156,7 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
         place = taken[near] = taken.get(near, -1) + 1  # equal costs aside of each other
         ax.errorbar(
             row.relative_cost + step * place,
-            row.accuracy,
+            getattr(row, measure.key),
             yerr=spread(row.half_width),
             fmt="o",
             color=colours[row.method],
@@ -161,8 +165,8 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
         )
     ax.margins(x=0.1)
     ax.set_xlabel("training FLOPs relative to the control, a teacher's included")
-    ax.set_ylabel("test accuracy (%)")
-    ax.set_title("Accuracy against training cost")
+    ax.set_ylabel(f"test {measure.words} (%)")
+    ax.set_title(f"{measure.words.capitalize()} against training cost")
     if len(table):
         legend_beside(ax)
 
@@ -171,16 +175,17 @@ def draw_cost_rows(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy of many methods, the cheapest on top, each with its whole training cost."""
     table = tables["cost"].merge(tables["accuracy"][["method", "half_width", "verdict"]], on="method")
     table = table.sort_values("relative_cost", kind="stable").reset_index(drop=True)
+    measure = measure_of(table.columns)
     for y, row in table.iterrows():
-        ax.errorbar(row.accuracy, y, xerr=spread(row.half_width), fmt="o", color=colours[row.method], capsize=3)
-    for accuracy in table[table.verdict == "control"].accuracy:
+        ax.errorbar(row[measure.key], y, xerr=spread(row.half_width), fmt="o", color=colours[row.method], capsize=3)
+    for accuracy in table[table.verdict == "control"][measure.key]:
         ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     costs = ["?" if pd.isna(c) else f"{c:.2f}" for c in table.relative_cost]
     ax.set_yticks(range(len(table)), [f"{t}  x{c}" for t, c in zip(table.title, costs, strict=True)])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("test accuracy (%); x: training FLOPs relative to the control, a teacher's included")
-    ax.set_title("Accuracy against training cost")
+    ax.set_xlabel(f"test {measure.words} (%); x: training FLOPs relative to the control, a teacher's included")
+    ax.set_title(f"{measure.words.capitalize()} against training cost")
 
 
 def legend_beside(ax: Axes) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 from selfdistill import methods
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
+from selfdistill.reporting.measure import measure_of
 from selfdistill.reporting.records import cells, machine, read_records
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -21,7 +22,7 @@ FIGURES = {
     "cost. Dots are seeds, bars 95 % intervals of the mean, the dashed line is the control.",
     "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
     "their control as one point.",
-    "cost": "Accuracy against the whole price of training, a teacher's training included. "
+    "cost": "{Measure} against the whole price of training, a teacher's training included. "
     "Equal costs are drawn side by side, or, of many methods, the cheapest on top.",
     "curves": "Validation accuracy while training. A method in several phases may begin anew in the middle.",
 }
@@ -32,6 +33,7 @@ def write_page(study, params: Path) -> None:
     records = read_records(study)
     frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
     members = tables.member_table(records).round(tables.DECIMALS)
+    measure = measure_of(frames["accuracy"].columns)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -46,7 +48,11 @@ def write_page(study, params: Path) -> None:
             "cost": sortable(tables.readable_cost(frames["cost"], bold, " ± ")),
             "members": sortable(tables.readable_members(members, bold, " ± ")) if len(members) else None,
         },
-        figures={name: (embedded(study.results / "figures" / f"{name}.svg"), text) for name, text in FIGURES.items()},
+        measure=measure,
+        figures={
+            name: (embedded(study.results / "figures" / f"{name}.svg"), text.format(Measure=measure.words.capitalize()))
+            for name, text in FIGURES.items()
+        },
         methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in study.all_methods],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,

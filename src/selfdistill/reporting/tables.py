@@ -1,7 +1,8 @@
 """Tables from records: CSV for machines, Markdown for readers, LaTeX (booktabs) for papers.
 
 Accuracies are percentages of the test split.  `accuracy` is that of the deepest exit, the network
-that plain training gives too, at the epoch that the study selects (last, or best on validation).
+that plain training gives too, at the epoch that the study selects (last, or best on validation).  Where
+persons were to be found again it is `rank1` in its place; see `selfdistill.reporting.measure`.
 """
 
 import json
@@ -15,6 +16,7 @@ import pandas as pd
 
 from selfdistill import methods
 from selfdistill.files import write_atomically
+from selfdistill.reporting.measure import Measure, measure_of
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
@@ -54,21 +56,34 @@ def deepest(record: dict, selection: str) -> dict[str, float]:
     return record["test"][selection]["exits"][-1]
 
 
+def measured(records: list[dict]) -> Measure:
+    return measure_of(deepest(records[0], "last"))
+
+
+def means(measure: Measure, metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Columns of a row: mean and half-width, in %, of the number that stands for a run and of those beside it."""
+    mean, half_width = mean_interval([100 * m[measure.key] for m in metrics])
+    columns = {measure.key: mean, "half_width": half_width}
+    for key in measure.beside:
+        if all(key in m for m in metrics):
+            columns[key], columns[f"{key}_half_width"] = mean_interval([100 * m[key] for m in metrics])
+    return columns
+
+
 def accuracy_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
     """One row a model and method: mean and 95 % half-width over seeds, the difference to the control
     paired by seed, its p adjusted over the methods of the model, and the verdict; where there are
     imported runs, the hardware and precision of each."""
-    rows = []
+    rows, measure = [], measured(records)
     for model, same in groupby(by_method(records), key=lambda g: g[0]):
         group = list(same)
         accuracies = {
-            method: {r["seed"]: 100 * deepest(r, selection)["accuracy"] for r in of_method}
+            method: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_method}
             for _, method, of_method in group
         }
         reference = accuracies.get(control, {})
         of_model = []
         for _, method, of_method in group:
-            mean, half_width = mean_interval(list(accuracies[method].values()))
             pairs = [a - reference[s] for s, a in accuracies[method].items() if s in reference]
             difference, difference_half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
             row = {
@@ -77,8 +92,7 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
                 "title": of_method[0]["title"],
                 "group": methods.about(method)["group"],
                 "n": len(of_method),
-                "accuracy": mean,
-                "half_width": half_width,
+                **means(measure, [deepest(r, selection) for r in of_method]),
                 "sd": pd.Series(accuracies[method]).std(ddof=1),
                 "difference": difference,
                 "difference_half_width": difference_half_width,
@@ -110,30 +124,21 @@ def in_words(machines: Iterable[str]) -> str:
 
 def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
     """One row a model, method and exit, the ensemble of all exits last; M MACs up to that exit."""
-    rows = []
+    rows, measure = [], measured(records)
     for model, method, group in by_method(records):
-        macs = group[0]["cost"]["inference_macs"]
-        sections = group[0]["sections"]
-        for i, mac in enumerate(macs):
-            accuracies = [100 * r["test"][selection]["exits"][i]["accuracy"] for r in group]
-            name = f"{sections - len(macs) + i + 1}/{sections}"
-            rows.append((model, method, group[0]["title"], name, mac / 1e6, len(group), *mean_interval(accuracies)))
+        cost, sections = group[0]["cost"], group[0]["sections"]
+        macs = cost["inference_macs"]
+        tested = [r["test"][selection] for r in group]
+        exits = [
+            (f"{sections - len(macs) + i + 1}/{sections}", mac, [t["exits"][i] for t in tested])
+            for i, mac in enumerate(macs)
+        ]
         if len(macs) > 1:
-            accuracies = [100 * r["test"][selection]["ensemble"]["accuracy"] for r in group]
-            all_exits = group[0]["cost"]["ensemble_macs"] / 1e6
-            row = (
-                model,
-                method,
-                group[0]["title"],
-                "ensemble",
-                all_exits,
-                len(group),
-                *mean_interval(accuracies),
-            )
-            rows.append(row)
-    return pd.DataFrame(
-        rows, columns=["model", "method", "title", "exit", "million_macs", "n", "accuracy", "half_width"]
-    )
+            exits.append(("ensemble", cost["ensemble_macs"], [t["ensemble"] for t in tested]))
+        for name, mac, metrics in exits:
+            row = {"model": model, "method": method, "title": group[0]["title"], "exit": name}
+            rows.append({**row, "million_macs": mac / 1e6, "n": len(group), **means(measure, metrics)})
+    return pd.DataFrame(rows)
 
 
 MEMBERS = {"average": "average of weights", "peer": "peer", "together": "all together"}
@@ -142,25 +147,26 @@ MEMBERS = {"average": "average of weights", "peer": "peer", "together": "all tog
 def member_table(records: list[dict]) -> pd.DataFrame:
     """One row a model, method and network that its runs leave beside the last one (a generation, an average
     of weights, a peer), the last one itself and the mean of all their probabilities; at the last epoch."""
-    rows = []
+    rows, measure = [], measured(records)
     for model, method, group in by_method(records):
         if not group[0].get("members"):
             continue
-        own = [100 * deepest(r, "last")["accuracy"] for r in group]
         tested = [r["test"]["last"]["members"] for r in group]
-        found = {name: [100 * t[name]["accuracy"] for t in tested] for name in tested[0]}
+        found = {name: [t[name] for t in tested] for name in tested[0]}
         together = found.pop("together")
-        for name, accuracies in (*found.items(), ("the network", own), ("together", together)):
+        own = [deepest(r, "last") for r in group]
+        for name, metrics in (*found.items(), ("the network", own), ("together", together)):
             words = MEMBERS.get(name, name.replace("phase_", "after phase "))
-            rows.append((model, method, group[0]["title"], words, len(group), *mean_interval(accuracies)))
-    return pd.DataFrame(rows, columns=["model", "method", "title", "member", "n", "accuracy", "half_width"])
+            row = {"model": model, "method": method, "title": group[0]["title"], "member": words, "n": len(group)}
+            rows.append({**row, **means(measure, metrics)})
+    return pd.DataFrame(rows)
 
 
 def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
     """One row a model and method: parameters in training, GFLOPs of training (a teacher's counted in),
     their ratio to the control's, and M MACs of classifying one image at the deepest exit."""
-    rows = []
-    means = accuracy.set_index(["model", "method"])["accuracy"]
+    rows, key = [], measured(records).key
+    reached = accuracy.set_index(["model", "method"])[key]
     for model, method, group in by_method(records):
         cost = group[0]["cost"]
         own, teacher = cost["training_flops"] / 1e9, cost["teacher_training_flops"] / 1e9
@@ -174,7 +180,7 @@ def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.
                 "teacher_gflops": teacher,
                 "total_gflops": own + teacher,
                 "million_macs": cost["inference_macs"][-1] / 1e6,
-                "accuracy": means[model, method],
+                key: reached[model, method],
             }
         )
     table = pd.DataFrame(rows)
@@ -186,6 +192,8 @@ def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.
 def run_table(records: list[dict], selection: str) -> pd.DataFrame:
     """One row a run: test metrics of the deepest exit at both selections, the weights' hash, and, where
     there are imported runs, what computed them."""
+    measure = measured(records)
+    name = f"test_{measure.key}"
     table = pd.DataFrame(
         [
             {
@@ -193,12 +201,15 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
                 "method": r["method"],
                 "title": r["title"],
                 "seed": r["seed"],
-                "test_accuracy": 100 * deepest(r, selection)["accuracy"],
-                "test_accuracy_last": 100 * deepest(r, "last")["accuracy"],
-                "test_accuracy_validation_best": 100 * deepest(r, "validation")["accuracy"],
+                name: 100 * deepest(r, selection)[measure.key],
+                f"{name}_last": 100 * deepest(r, "last")[measure.key],
+                f"{name}_validation_best": 100 * deepest(r, "validation")[measure.key],
                 "validation_best_epoch": r["validation_best_epoch"],
-                "test_nll": deepest(r, selection)["nll"],
-                "test_ece": 100 * deepest(r, selection)["ece"],
+                **{
+                    f"test_{key}": factor * deepest(r, selection)[key]
+                    for key, factor in measure.runs.items()
+                    if key in deepest(r, selection)
+                },
                 "weights_sha256": r["weights_sha256"],
             }
             for r in records
@@ -231,12 +242,20 @@ def curve_table(records: list[dict]) -> pd.DataFrame:
 
 
 def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
-    """One number a method, its mean test accuracy, and the study's whole training cost.
+    """One number a method, its mean test accuracy, and the study's whole training cost.  Where other numbers
+    stand beside it, a block of them a method.
 
     A study of one network has the methods at the top, one of several a block for each network.
     """
+    measure = measure_of(accuracy.columns)
+    keys = [key for key in (measure.key, *measure.beside) if key in accuracy]
+
+    def numbers(row):
+        values = row[keys].astype(float).round(2).to_dict()
+        return values if measure.beside else values[measure.key]
+
     blocks = {
-        model: dict(zip(rows.method, rows.accuracy.round(2), strict=True)) for model, rows in accuracy.groupby("model")
+        model: {row.method: numbers(row) for _, row in rows.iterrows()} for model, rows in accuracy.groupby("model")
     }
     total = round(float((cost.training_gflops * accuracy.n).sum()), 1)
     return {**(blocks if len(blocks) > 1 else next(iter(blocks.values()))), "training_gflops": total}
@@ -263,21 +282,29 @@ def with_model(table: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
     return pd.DataFrame({**({"Network": table.model} if table.model.nunique() > 1 else {}), **columns})
 
 
-def accuracy_column(table: pd.DataFrame, best: pd.Series, bold, plus_minus: str) -> list:
-    """A column of means and half-widths; those that equal `best`, row by row, are bold."""
-    rows = zip(table.accuracy, table.half_width, best, strict=True)
-    return [bold(number(mean, half_width, plus_minus), mean == highest) for mean, half_width, highest in rows]
+def mean_columns(table: pd.DataFrame, group: list[str], bold, plus_minus: str) -> dict[str, list]:
+    """Columns of means and half-widths; the best of each group of rows is bold."""
+    measure = measure_of(table.columns)
+    columns = {}
+    for key, title in {measure.key: measure.title, **measure.beside}.items():
+        if key in table:
+            half_width = table["half_width" if key == measure.key else f"{key}_half_width"]
+            best = table.groupby(group)[key].transform("max")
+            columns[title] = [
+                "" if math.isnan(mean) else bold(number(mean, half, plus_minus), mean == highest)
+                for mean, half, highest in zip(table[key], half_width, best, strict=True)
+            ]
+    return columns
 
 
 def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
-    best = table.groupby("model").accuracy.transform("max")
     rows = list(table.itertuples())
     return with_model(
         table,
         {
             "Method": table.title,
             "Seeds": table.n,
-            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
+            **mean_columns(table, ["model"], bold, plus_minus),
             "Difference to control": [
                 ""
                 if r.verdict == "control"
@@ -292,7 +319,6 @@ def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFram
 
 
 def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
-    best = table.groupby(["model", "exit"]).accuracy.transform("max")
     return with_model(
         table,
         {
@@ -300,25 +326,25 @@ def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
             "Exit": table.exit,
             "M MACs": [f"{m:.2f}" for m in table.million_macs],
             "Seeds": table.n,
-            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
+            **mean_columns(table, ["model", "exit"], bold, plus_minus),
         },
     )
 
 
 def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
-    best = table.groupby(["model", "method"]).accuracy.transform("max")
     return with_model(
         table,
         {
             "Method": table.title,
             "Network of a run": table.member,
             "Seeds": table.n,
-            "Test accuracy (%)": accuracy_column(table, best, bold, plus_minus),
+            **mean_columns(table, ["model", "method"], bold, plus_minus),
         },
     )
 
 
 def readable_cost(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    measure = measure_of(table.columns)
     return with_model(
         table,
         {
@@ -328,7 +354,7 @@ def readable_cost(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
             "Teacher's training (GFLOPs)": [f"{g:.1f}" for g in table.teacher_gflops],
             "Relative to control": ["" if math.isnan(c) else f"{c:.2f}" for c in table.relative_cost],
             "Inference (M MACs)": [f"{m:.2f}" for m in table.million_macs],
-            "Test accuracy (%)": [f"{a:.2f}" for a in table.accuracy],
+            measure.title: [f"{a:.2f}" for a in table[measure.key]],
         },
     )
 

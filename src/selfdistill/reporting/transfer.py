@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,18 +52,32 @@ class ExitMetrics(Open):
     __pydantic_extra__: dict[str, Number]
 
 
-class Selection(Open):
-    exits: list[ExitMetrics] = Field(min_length=1)
-    ensemble: ExitMetrics | None = None
+class RetrievalMetrics(Open):
+    rank1: Share
+    rank5: Share
+    rank10: Share
+    mean_average_precision: Share
+    mean_inverse_negative_penalty: Share
+    queries: Count
+    skipped: Annotated[int, Field(ge=0)]
+    __pydantic_extra__: dict[str, Share]
 
 
-class LastSelection(Selection):
-    members: dict[str, ExitMetrics] = {}
+M = TypeVar("M", ExitMetrics, RetrievalMetrics)
 
 
-class Test(Open):
-    last: LastSelection
-    validation: Selection
+class Selection(Open, Generic[M]):
+    exits: list[M] = Field(min_length=1)
+    ensemble: M | None = None
+
+
+class LastSelection(Selection[M], Generic[M]):
+    members: dict[str, M] = {}
+
+
+class Test(Open, Generic[M]):
+    last: LastSelection[M]
+    validation: Selection[M]
 
 
 class History(Open):
@@ -93,7 +107,7 @@ class Cost(Open):
     ensemble_macs: Amount
 
 
-class Record(Open):
+class Record(Open, Generic[M]):
     model: Text
     method: Text
     title: Text
@@ -111,7 +125,7 @@ class Record(Open):
     validation_best_epoch: Count
     members: dict[str, Sha256] = {}
     cost: Cost
-    test: Test
+    test: Test[M]
     history: History
 
 
@@ -128,8 +142,8 @@ class Host(Open):
     versions: dict[str, str]
 
 
-class Entry(Open):
-    record: Record
+class Entry(Open, Generic[M]):
+    record: Record[M]
     host: Host
 
 
@@ -229,8 +243,8 @@ def read_packed(study, path: Path, replace: bool) -> tuple[dict[tuple, dict], li
 
 def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
     """The cell that an entry says it is of, if it says so, and the entry's faults in words."""
-    entry, faults = validate(Entry, content)
     record = content.get("record")
+    entry, faults = validate(Entry[RetrievalMetrics if tests_persons(record) else ExitMetrics], content)
     named = tuple(record.get(key) for key in ("model", "method", "seed")) if isinstance(record, dict) else ()
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if entry is None:
@@ -242,6 +256,13 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
     phases = methods.load(method)(**study.hyper[method]).phases(study.recipe.epochs)
     contradicted = contradictions(entry, sum(phase.epochs for phase in phases))
     return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted]
+
+
+def tests_persons(record: Any) -> bool:
+    """Whether the data set of a record has a gallery; nothing is known of what the record is."""
+    dataset = record.get("dataset") if isinstance(record, dict) else None
+    parts = dataset.get("pixels_sha256") if isinstance(dataset, dict) else None
+    return isinstance(parts, dict) and "gallery" in parts
 
 
 def outside(study, record: Record) -> Iterator[str]:
