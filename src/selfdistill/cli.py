@@ -108,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
         parents=[cell],
         help="stage: predict the test split from every exit",
         description="Predict the test split with the runs of a method, all seeds, write the logits of every exit "
-        "to results/predictions and each run's record, with all metrics, to results/records.",
+        "(features, where persons are to be found again) to results/predictions and each run's record, with all "
+        "metrics, to results/records.",
     )
     sub.set_defaults(run=evaluate)
     command(
