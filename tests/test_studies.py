@@ -5,6 +5,7 @@ Networks, exits and methods are exercised once each at the shapes of the studies
 
 import json
 import re
+import shutil
 import time
 from collections import Counter
 from functools import cache
@@ -278,12 +279,29 @@ def test_a_new_study_of_a_folder_of_images(here, capsys):
     assert read_catalogue(here / "data/params.yaml").datasets["photos"].classes == ["class0", "class1"]
 
 
+def test_a_folder_that_is_described_already_gets_its_study(here, capsys):
+    """Also after a run that was killed between the two; with other images it is refused."""
+    folder = photos(here.parent / "photos")
+    assert main(["study", "new", "no", "--data", str(folder)]) == 0  # "no" is a truth in YAML
+    described = (here / "data/params.yaml").read_bytes()
+    shutil.move(here / "studies/no", here / "studies/.no.partial")
+    assert main(["study", "new", "no", "--data", str(folder)]) == 0
+    assert (here / "data/params.yaml").read_bytes() == described
+    assert read_study(here / "studies/no/params.yaml").dataset == "no"
+    shutil.rmtree(here / "studies/no")
+    (folder / "class0/0.png").unlink()
+    before = snapshot(here)
+    assert main(["study", "new", "no", "--data", str(folder)]) == 1
+    assert "has another data set 'no'" in capsys.readouterr().err
+    assert snapshot(here) == before
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "part"),
     [
         ("byot-vs-teachers", 2, "there already; choose another name"),
         ("default", 2, "there already; choose another name"),
-        ("cifar100", 2, "has a data set 'cifar100' already"),
+        ("cifar100", 2, "has another data set 'cifar100'"),
         ("../photos", 2, "is no name for a study; allowed: letters, digits, - and _"),
         ("my.photos", 2, "is no name for a study"),
         ("photos", 1, "two or more classes"),
