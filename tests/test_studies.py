@@ -30,7 +30,7 @@ from selfdistill.training.source import Resident
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.parent.name for path in ROOT.glob("studies/*/params.yaml"))
 # of the data sets whose classes only their files know
-CLASSES = {"tiny-imagenet": 200, "imagenet": 1000}
+CLASSES = {"tiny-imagenet": 200, "imagenet": 1000, "market1501": 751}
 
 
 @cache
