@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,21 @@ def test_the_example_of_a_training_loop_of_ones_own(library):
 
 
 def test_the_guide_to_adding_a_folder_of_images(project, tmp_path):
-    """From 200 mixed images to a trained network and a page."""
-    (command,) = blocks("adding-a-data-set.md", "sh")
+    """From 200 mixed images to a trained network and a page, in two commands."""
+    (commands,) = blocks("adding-a-data-set.md", "sh")
+    assert textwrap.indent(commands, "    ") in (ROOT / "README.md").read_text()
+    new, run = commands.splitlines()
     mixed(tmp_path / "photos")
-    project.run("sh", "-c", command, HOME=str(tmp_path))
-    study_of(project, "photos")
-    project.run("make", "study", "STUDY=photos", "-o", "install")
+    project.run("sh", "-c", new, HOME=str(tmp_path))
+    project.params("studies/photos/params.yaml", **{"methods": ["plain", "byot"], "seeds": [0], "recipe.epochs": 2})
+    project.run("sh", "-c", f"{run} -o install")
     assert "Plain" in (project / "studies/photos/results/tables/accuracy.md").read_text()
     assert (project / "studies/photos/results/index.html").is_file()
     assert len((project / "data/prepared/photos/report/quarantine.csv").read_text().splitlines()) == 10
     assert "9 files could not be used" in project.run("selfdistill", "prepare", "photos").stdout
+    image = next((tmp_path / "photos").glob("*/*.png"))
+    run_folder = "studies/photos/results/runs/resnet10-slim/byot/0"
+    assert "exit 4/4" in project.run("selfdistill", "predict", run_folder, str(image)).stdout
 
 
 def study_of(project, dataset: str) -> None:

@@ -276,6 +276,7 @@ def test_the_lock_names_no_registry():
         "check",
         "prune",
         "predict",
+        "study",
     ],
 )
 def test_every_command_explains_itself(tiny_study, command):

@@ -1,5 +1,6 @@
 """Persons found again, from an archive in Market-1501's layout to the page."""
 
+import gzip
 import json
 import math
 import shutil
@@ -269,6 +270,10 @@ def test_runs_of_persons_are_packed_and_imported(found_again, tmp_path):
     after = (study / "results/tables/runs.csv").read_bytes()
     for old, new in zip(before.splitlines(), after.splitlines(), strict=True):
         assert new.startswith(old + b","), "all that was, and the hardware"
+    entries = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).replace(b'"rank1":', b'"accuracy":')
+    (study / "other.jsonl.gz").write_bytes(gzip.compress(entries))
+    refused = study.run("selfdistill", "records", "import", "other.jsonl.gz", ok=False)
+    assert "record.test.last.exits[0].rank1: missing; it has no default" in refused.stderr
 
 
 def test_a_record_without_a_known_metric_is_refused():

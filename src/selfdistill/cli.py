@@ -108,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
         parents=[cell],
         help="stage: predict the test split from every exit",
         description="Predict the test split with the runs of a method, all seeds, write the logits of every exit "
-        "to results/predictions and each run's record, with all metrics, to results/records.",
+        "(features, where persons are to be found again) to results/predictions and each run's record, with all "
+        "metrics, to results/records.",
     )
     sub.set_defaults(run=evaluate)
     command(
@@ -580,7 +581,10 @@ def show_study(options) -> None:
         raise UserError(f"--tflops {options.tflops} is not allowed; allowed: above 0 and below 1000000")
     folder = known[options.name]
     study = read_study(folder / "params.yaml")
-    found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
+    try:
+        found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
+    except studies.StudyError as error:
+        raise UserError(error) from None
     print(f"{options.name}: {studies.purpose(folder / 'params.yaml')}\n")
     pixels = " x ".join(map(str, found["shape"]))
     classes = found["classes"] or f"{studies.CLASSES} assumed"

@@ -77,11 +77,15 @@ class Size:
 
 
 def image_shape(root: Path, name: str, entry: DataEntry) -> tuple[tuple[int, int, int], int | None]:
-    """(C, H, W) of a data set's images and its number of classes, None if only its files know."""
+    """(C, H, W) of a data set's images and its number of classes, None if only its files know.
+
+    Raises StudyError for a reader of arrays that nobody has told the shape of."""
     prepared = root / "data" / "prepared" / name / "training" / "dataset.json"
     if prepared.is_file():
         facts = json.loads(prepared.read_text())
         return (facts["channels"], *facts["size"]), len(facts["classes"])
+    if entry.image is None and entry.reader not in SHAPES:
+        raise StudyError(f"{name}: only its files know the shape of its images; prepare it first")
     shape = (entry.image.channels, *entry.image.size) if entry.image else SHAPES[entry.reader]
     return shape, len(entry.classes) if entry.classes else None
 
@@ -185,7 +189,7 @@ TEMPLATE = """\
 # A larger network, more epochs and a GPU (device: auto, determinism: seeded) are likely to do better; this
 # begins small, so that the whole of it can be seen soon. Nothing here was tuned.
 root: ../..             # the repository, seen from this file
-dataset: {name}
+dataset: {dataset}
 models:                 # also timm:NAME, any network of timm
   - {model}
 methods:                # `selfdistill methods` lists what there is
@@ -235,8 +239,9 @@ hyper:
 def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = None, seed: int = 0) -> Path:
     """A data set of the folder `data` of images and a study of it, both called `name`; returns the study's folder.
 
-    Appends to data/params.yaml and makes studies/NAME.  Raises StudyError, and leaves everything as it was,
-    for a name that is taken or has other signs, and for a folder that `describe_folder` refuses.
+    Appends to data/params.yaml, unless this very entry stands there, and makes studies/NAME.  Raises StudyError,
+    and leaves everything as it was, for a name that is taken or has other signs, and for a folder that
+    `describe_folder` refuses.
     """
     from selfdistill.data.folder import describe_folder
 
@@ -246,17 +251,21 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     taken = read_catalogue(catalogue).datasets
     if name in folders(root) or target.exists():
         raise StudyError(f"{target}: there already; choose another name or remove it")
-    if name in taken:
-        raise StudyError(f"{catalogue}: has a data set {name!r} already; choose another name or take its entry out")
+    other = StudyError(f"{catalogue}: has another data set {name!r}; choose another name or take its entry out")
+    if name in taken and taken[name].reader != "folder":
+        raise other
     try:
         entry = describe_folder(data, size=size, seed=seed)
     except (OSError, ValueError) as error:
         raise StudyError(str(error)) from None
+    if name in taken and taken[name] != DataEntry.model_validate(entry):
+        raise other
     train, side = entry["split"]["train"], min(entry["image"]["size"])
     text = TEMPLATE.format(
         title=entry["title"],
         folder=data.resolve(),
         name=name,
+        dataset=yaml.safe_dump(name).splitlines()[0],  # quoted where it would be a number or a truth
         model="resnet10-slim",
         batch=batch_size(train),
         padding=side // 8,
@@ -264,10 +273,12 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     before = catalogue.read_bytes()
     partial = target.with_name(f".{name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
         partial.mkdir(parents=True)
         (partial / "params.yaml").write_text(text, encoding="utf-8")
         (partial / "dvc.yaml").symlink_to(Path("..", "..", "dvc.yaml"))
-        write_atomically(catalogue, before.rstrip(b"\n") + b"\n" + as_entry(name, entry).encode())
+        if name not in taken:
+            write_atomically(catalogue, before.rstrip(b"\n") + b"\n" + as_entry(name, entry).encode())
         read_study(partial / "params.yaml")
         partial.rename(target)
     except BaseException:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Measure:
     """key: of the number that stands for a run; words: for it; beside: title of each further column, by key;
-    runs: what else runs.csv holds, each with its factor; explanation: what readers need to know, or nothing;
-    ensemble, together: what exits, or networks, together are."""
+    headline: the same, of the deepest exit alone; runs: what else runs.csv holds, each with its factor;
+    explanation: what readers need to know, or nothing; ensemble, together: what exits, or networks, together are."""
 
     key: str
     words: str
     beside: dict[str, str]
+    headline: dict[str, str]
     runs: dict[str, float]
     explanation: str
     ensemble: str
@@ -31,22 +32,28 @@ ACCURACY = Measure(
     key="accuracy",
     words="accuracy",
     beside={},
+    headline={},
     runs={"nll": 1, "ece": 100},
     explanation="",
     ensemble="The ensemble is the mean of all exits' logits and costs all of them.",
     together="the mean of their probabilities",
 )
-RETRIEVAL = {"rank5": "rank-5", "rank10": "rank-10", "mean_average_precision": "mAP"}
-RETRIEVAL |= {"mean_inverse_negative_penalty": "mINP"}
 RANK_1 = Measure(
     key="rank1",
     words="rank-1",
-    beside={
-        **{key: f"{words} (%)" for key, words in RETRIEVAL.items() if words.startswith("m")},
+    beside={"mean_average_precision": "mAP (%)", "mean_inverse_negative_penalty": "mINP (%)"},
+    headline={
         "re_ranked_rank1": "Rank-1, re-ranked (%)",
         "re_ranked_mean_average_precision": "mAP, re-ranked (%)",
     },
-    runs=dict.fromkeys([*RETRIEVAL, *(f"re_ranked_{key}" for key in ("rank1", *RETRIEVAL))], 100),
+    runs={
+        "rank5": 100,
+        "rank10": 100,
+        "mean_average_precision": 100,
+        "mean_inverse_negative_penalty": 100,
+        "re_ranked_rank1": 100,
+        "re_ranked_mean_average_precision": 100,
+    },
     explanation="Networks learn to tell the persons of the training images apart, and are tested on others: every "
     "query ranks the gallery by the distance of features. Rank-1 is the share of queries whose first answer shows the "
     "same person; mAP and mINP are the means of average precision and inverse negative penalty. Images of the query's "

@@ -60,11 +60,11 @@ def measured(records: list[dict]) -> Measure:
     return measure_of(deepest(records[0], "last"))
 
 
-def means(measure: Measure, metrics: list[dict[str, float]]) -> dict[str, float]:
+def means(measure: Measure, metrics: list[dict[str, float]], beside: Iterable[str] = ()) -> dict[str, float]:
     """Columns of a row: mean and half-width, in %, of the number that stands for a run and of those beside it."""
     mean, half_width = mean_interval([100 * m[measure.key] for m in metrics])
     columns = {measure.key: mean, "half_width": half_width}
-    for key in measure.beside:
+    for key in (*measure.beside, *beside):
         if all(key in m for m in metrics):
             columns[key], columns[f"{key}_half_width"] = mean_interval([100 * m[key] for m in metrics])
     return columns
@@ -92,7 +92,7 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
                 "title": of_method[0]["title"],
                 "group": methods.about(method)["group"],
                 "n": len(of_method),
-                **means(measure, [deepest(r, selection) for r in of_method]),
+                **means(measure, [deepest(r, selection) for r in of_method], measure.headline),
                 "sd": pd.Series(accuracies[method]).std(ddof=1),
                 "difference": difference,
                 "difference_half_width": difference_half_width,
@@ -248,7 +248,7 @@ def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
     A study of one network has the methods at the top, one of several a block for each network.
     """
     measure = measure_of(accuracy.columns)
-    keys = [key for key in (measure.key, *measure.beside) if key in accuracy]
+    keys = [key for key in (measure.key, *measure.beside, *measure.headline) if key in accuracy]
 
     def numbers(row):
         values = row[keys].astype(float).round(2).to_dict()
@@ -286,7 +286,7 @@ def mean_columns(table: pd.DataFrame, group: list[str], bold, plus_minus: str) -
     """Columns of means and half-widths; the best of each group of rows is bold."""
     measure = measure_of(table.columns)
     columns = {}
-    for key, title in {measure.key: measure.title, **measure.beside}.items():
+    for key, title in {measure.key: measure.title, **measure.beside, **measure.headline}.items():
         if key in table:
             half_width = table["half_width" if key == measure.key else f"{key}_half_width"]
             best = table.groupby(group)[key].transform("max")
