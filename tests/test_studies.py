@@ -27,6 +27,7 @@ from selfdistill.training.distributed import ALONE
 from selfdistill.training.engine import Run, Split, frozen
 from selfdistill.training.source import Resident
 
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC itself
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.parent.name for path in ROOT.glob("studies/*/params.yaml"))
 # of the data sets whose classes only their files know
