@@ -89,17 +89,24 @@ def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
     measure = measure_of(table.columns)
     for y, row in table.iterrows():
         seeds = tables["runs"][tables["runs"].method == row.method][f"test_{measure.key}"]
-        colour = colours[row.method]
-        ax.scatter(seeds, [y] * len(seeds), s=16, color=colour, alpha=0.35, linewidth=0, zorder=2)
-        ax.errorbar(row[measure.key], y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
-    for accuracy in table[table.verdict == "control"][measure.key]:
-        ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        ax.scatter(seeds, [y] * len(seeds), s=16, color=colours[row.method], alpha=0.35, linewidth=0, zorder=2)
     labels = [f"{r.title}  ({r.verdict})" if r.verdict != "no evidence" else r.title for r in table.itertuples()]
+    draw_rows(ax, table, labels, colours)
+    ax.set_xlabel(f"test {measure.words} (%): dots are seeds, bars 95 % intervals of the mean")
+    ax.set_title(f"Test {measure.words} by method")
+
+
+def draw_rows(ax: Axes, table: pd.DataFrame, labels: list[str], colours: dict) -> None:
+    """A labelled row a method, from the top: the mean with its 95 % interval, and the control as a line."""
+    key = measure_of(table.columns).key
+    for y, row in table.iterrows():
+        colour = colours[row.method]
+        ax.errorbar(row[key], y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
+    for accuracy in table[table.verdict == "control"][key]:
+        ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     ax.set_yticks(range(len(table)), labels)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"test {measure.words} (%): dots are seeds, bars 95 % intervals of the mean")
-    ax.set_title(f"Test {measure.words} by method")
 
 
 def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
@@ -176,14 +183,8 @@ def draw_cost_rows(ax: Axes, tables: dict, colours: dict) -> None:
     table = tables["cost"].merge(tables["accuracy"][["method", "half_width", "verdict"]], on="method")
     table = table.sort_values("relative_cost", kind="stable").reset_index(drop=True)
     measure = measure_of(table.columns)
-    for y, row in table.iterrows():
-        ax.errorbar(row[measure.key], y, xerr=spread(row.half_width), fmt="o", color=colours[row.method], capsize=3)
-    for accuracy in table[table.verdict == "control"][measure.key]:
-        ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     costs = ["?" if pd.isna(c) else f"{c:.2f}" for c in table.relative_cost]
-    ax.set_yticks(range(len(table)), [f"{t}  x{c}" for t, c in zip(table.title, costs, strict=True)])
-    ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.grid(axis="y", visible=False)
+    draw_rows(ax, table, [f"{t}  x{c}" for t, c in zip(table.title, costs, strict=True)], colours)
     ax.set_xlabel(f"test {measure.words} (%); x: training FLOPs relative to the control, a teacher's included")
     ax.set_title(f"{measure.words.capitalize()} against training cost")
 
