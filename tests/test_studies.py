@@ -103,6 +103,9 @@ def test_dvc_resolves_its_stages(name, resolved):
         "evaluate_students": count * len(study.students),
         "evaluate_taught": count * len(study.taught),
         "evaluate_teachers": len(study.teacher_models),
+        "robustness": count * len(study.methods) * len(study.robustness),
+        "robustness_students": count * len(study.students) * len(study.robustness),
+        "robustness_taught": count * len(study.taught) * len(study.robustness),
         **dict.fromkeys(("tables", "figures", "page"), 1),
     }
     assert kinds == Counter(wanted)

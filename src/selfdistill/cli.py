@@ -112,6 +112,17 @@ def parser() -> argparse.ArgumentParser:
         "metrics, to results/records.",
     )
     sub.set_defaults(run=evaluate)
+    sub = commands.add_parser(
+        "robustness",
+        parents=[cell],
+        help="stage: test on other images, new or corrupted ones",
+        description="Test the runs of a method, all seeds, on a data set of test images alone, one of the study's "
+        "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
+        "to results/records/robustness.",
+        epilog="Example: selfdistill robustness --model resnet18 --method byot --data cifar100-c",
+    )
+    sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
+    sub.set_defaults(run=robustness)
     command(
         "tables",
         tables,
@@ -435,6 +446,17 @@ def evaluate(options) -> None:
     from selfdistill.evaluation.run import evaluate_method
 
     evaluate_method(study, model=options.model, method=options.method)
+
+
+def robustness(options) -> None:
+    study = read_cell(options)
+    if options.data not in study.robustness:
+        known = ", ".join(study.robustness) or "none"
+        raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
+    numerics(study, devices=1)
+    from selfdistill.evaluation.robustness import evaluate_robustness
+
+    evaluate_robustness(study, model=options.model, method=options.method, name=options.data)
 
 
 def numerics(study: Study, devices: int = 0) -> None:
