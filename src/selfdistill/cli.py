@@ -616,6 +616,8 @@ def show_study(options) -> None:
         if names := getattr(study, key):
             network = study.teacher_of(names[0])[1] or "the same network"
             print(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
+    if study.robustness:
+        print(f"robustness {', '.join(study.robustness)}, on which every network is tested too")
     print(f"cells      {len(study.cells())}, seeds {', '.join(map(str, study.seeds))}, {study.recipe.epochs} epochs\n")
     unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
     print(f"{'network':20} {'parameters':>12} {'million MACs':>13} {'10^15 FLOPs':>13} {unit:>10}")

@@ -434,16 +434,17 @@ def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame
 
 
 def readable_robustness(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    ((_, accuracy),) = mean_columns(table, ["model", "images"], bold, plus_minus).items()
     return with_model(
         table,
         {
             "Other images": table.images,
             "Method": table.title,
             "Seeds": table.n,
-            "Own test split (%)": [f"{a:.2f}" for a in table.own_test_accuracy],
-            **mean_columns(table, ["model", "images"], bold, plus_minus),
-            "ECE (%)": [f"{e:.2f}" for e in table.ece],
+            "Accuracy on them (%)": accuracy,
             **comparison_columns(table, bold, plus_minus),
+            "Calibration error (%)": [f"{e:.2f}" for e in table.ece],
+            "Own test images (%)": [f"{a:.2f}" for a in table.own_test_accuracy],
         },
     )
 
