@@ -22,7 +22,8 @@ from selfdistill.config import ConfigError, DataEntry, read_catalogue
 from selfdistill.data import cifar
 from selfdistill.data import fetch as fetch_module
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
-from selfdistill.data.prepare import moments, prepare
+from selfdistill.data.prepare import prepare
+from selfdistill.data.splits import moments
 
 RNG = np.random.default_rng(0)
 IMAGES = {
