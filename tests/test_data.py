@@ -9,8 +9,11 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +29,7 @@ from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.prepare import prepare
 from selfdistill.data.splits import moments
 
+ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 IMAGES = {
     "train": RNG.integers(0, 256, (60, 5, 5), dtype=np.uint8),
@@ -518,3 +522,17 @@ def test_the_digits_are_split_stratified_without_overlap_and_recorded(tiny_study
     assert description["counts"] == {"train": 100, "validation": 100, "test": 1597}
     assert description["split"] == {"train": 100, "validation": 100, "seed": 0}
     assert description["mean"] == pytest.approx([parts["train"]["images"].mean() / 255], abs=1e-6)
+
+
+def test_preparing_loads_no_code_that_its_stage_does_not_declare():
+    """What DVC does not know of cannot make a data set stale.  Reading and writing files is no form of data."""
+    declared = yaml.safe_load((ROOT / "data/dvc.yaml").read_text())["stages"]["prepare"]["do"]["deps"]
+    code = (
+        "import sys, selfdistill.data.prepare, selfdistill.data.folder; print('\\n'.join("
+        "m.__file__ for n, m in sys.modules.items() if n.startswith('selfdistill') and m.__file__))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = {Path(path).relative_to(ROOT / "src/selfdistill").as_posix() for path in printed.splitlines()}
+    assert "data/splits.py" in loaded
+    paths = {path.removeprefix("../src/selfdistill/").replace("${item.reader}", "folder") for path in declared}
+    assert loaded - paths == {"__init__.py", "data/__init__.py", "files.py"}
