@@ -262,6 +262,21 @@ def test_a_file_that_the_user_must_obtain_is_named_with_its_place_and_hash(tmp_p
             fetch("made", made_entry("x.tar.gz", GOOD, sources=(), **changes), tmp_path / "raw")
 
 
+@pytest.mark.parametrize(
+    ("changes", "unpacked"),
+    [
+        ({}, "; unpacked: set/labels.bin or labels.bin of 100 bytes"),
+        ({"unpacked": [{"name": name} for name in CONTENT]}, ""),  # nobody could say what they are
+    ],
+)
+def test_a_mirror_without_the_file_is_told_with_the_names_looked_for(changes, unpacked, mirror, tmp_path):
+    (mirror / "images.bin").write_bytes(CONTENT["set/images.bin"])
+    with pytest.raises(FetchError, match="must be obtained by you") as error:
+        fetch("made", made_entry("x.tar.gz", GOOD, sources=(), **changes), tmp_path / "raw")
+    looked = f"; not found in {MIRROR}={mirror} nor in made/ there: x.tar.gz{unpacked}. Put it into a folder"
+    assert looked in str(error.value)
+
+
 # ---- hashes that nobody has verified ----
 
 UNVERIFIED = {"sha256": None, "bytes": None, "verified": False}

@@ -20,6 +20,8 @@ from selfdistill.data.fetch import FetchError, fetch
 from selfdistill.data.folder import describe_folder
 from selfdistill.data.images import UnusableImageError, sized, upright
 from selfdistill.data.prepare import prepare
+from selfdistill.data.prepared import Dataset
+from selfdistill.evaluation.images import PredictError, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -200,6 +202,39 @@ def test_grey_images_have_one_channel(tmp_path):
         Image.open(path).convert("L").save(path)
     said, _ = prepared(tmp_path / "photos", tmp_path)
     assert said["channels"] == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_sees_an_image_as_it_was_prepared(channels, tmp_path):
+    files = USABLE | {
+        "grey16.png": saved(GREY16, "PNG"),
+        "grey16.tiff": saved(GREY16, "TIFF"),
+        "grey-and-transparent.png": saved(colours().convert("LA"), "PNG"),
+        "palette.gif": saved(colours().convert("P", palette=Image.Palette.ADAPTIVE), "GIF"),
+        "one-bit.png": saved(colours().convert("1"), "PNG"),
+    }
+    fill(tmp_path / "photos/train", 40)
+    (tmp_path / "photos/test/cat").mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / "photos/test/cat" / name).write_bytes(content)
+    prepared(tmp_path / "photos", tmp_path, size=(24, 30), channels=channels)
+    dataset = Dataset.read(tmp_path / "prepared/made/training")
+    images = load_file(tmp_path / "prepared/made/test/test.safetensors")["images"]
+    for name, expected in zip(sorted(files), images, strict=True):
+        seen = read_image(tmp_path / "photos/test/cat" / name, dataset, invert=False)
+        np.testing.assert_array_equal(seen, expected, err_msg=name, strict=True)
+        inverted = read_image(tmp_path / "photos/test/cat" / name, dataset, invert=True)
+        np.testing.assert_array_equal(inverted, 255 - expected, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize(("content", "reason"), UNUSABLE.values(), ids=list(UNUSABLE))
+def test_predict_refuses_what_preparing_leaves_out(content, reason, tmp_path):
+    (tmp_path / "photo").write_bytes(content)
+    dataset = Dataset("made", ["cat", "dog"], 3, (24, 30), [0.5] * 3, [0.2] * 3, {})
+    with pytest.raises(PredictError, match=reason) as error:
+        read_image(tmp_path / "photo", dataset, invert=False)
+    assert str(error.value).startswith(f"{tmp_path / 'photo'}: no image that can be read (")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_image_that_two_splits_share_is_counted_and_listed(tmp_path):

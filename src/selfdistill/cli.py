@@ -20,7 +20,21 @@ STUDY = Path("params.yaml")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for a faulty configuration."""
-    options = parser().parse_args(arguments)
+    try:
+        try:
+            options = parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # --help and --version leave from here
+        code = carried_out(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return 1
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    """The exit code of one command, after a line of what it could not do."""
     try:
         return options.run(options) or 0
     except ConfigError as error:

@@ -211,16 +211,20 @@ def whole(place: Place, file) -> Found:
 
 def unpacked(place: Place, file) -> list[tuple]:
     """Stage the wanted members, as they lie in the mirror or from the archive: [(file or member, Found)]."""
-    paths = [in_mirror(place.name, member.name) for member in file.unpacked]
-    known = all(place.sha256(member) or member.md5 for member in file.unpacked)
+    paths = [in_mirror(place.name, member.name, member.bytes) for member in file.unpacked]
     found = []
-    if all(paths) and known:
+    if all(paths) and verifiable(place, file):
         for member, path in zip(file.unpacked, paths, strict=True):
             found.append((member, digests(path, copy=place.staged(member.target), md5=True)))
             refuse(path, place.fault(path, found[-1][1], member))
         return found
     path, whole_archive = archive(place, file)
     return [(file, whole_archive), *checked(place, file, lambda: take_out(place, file, path))]
+
+
+def verifiable(place: Place, file) -> bool:
+    """Whether the members of an archive can be told from others without it."""
+    return all(place.sha256(member) or member.md5 for member in file.unpacked)
 
 
 def checked(place: Place, file, action):
@@ -343,16 +347,17 @@ def archive(place: Place, file) -> tuple[Path, Found]:
         except (FetchError, OSError, ValueError) as error:
             failures.append(f"{source}: {str(error).splitlines()[0]}")
     size = f" ({file.bytes:,} bytes)" if file.bytes else ""
+    looked = not_in_mirror(place, file)
     if not failures:
         how = f"SHA-256 {place.sha256(file)}" if place.sha256(file) else f"MD5 {file.md5}" if file.md5 else None
         raise FetchError(
-            f"{place.name}: {file.name}{size} must be obtained by you: {place.entry.obtain}. Put it into a folder and "
-            f"name the folder in {MIRROR}; "
+            f"{place.name}: {file.name}{size} must be obtained by you: {place.entry.obtain}{looked}. Put it into a "
+            f"folder and name the folder in {MIRROR}; "
             + (f"it is checked by its {how}" if how else "its SHA-256 is taken from the first one and pinned")
         )
     raise FetchError(
-        f"{place.name}: {file.name}{size} could not be fetched from any source: {'; '.join(failures)}. Put the file "
-        f"into a folder and name the folder in {MIRROR} to go on without the network"
+        f"{place.name}: {file.name}{size} could not be fetched from any source: {'; '.join(failures)}{looked}. Put the "
+        f"file into a folder and name the folder in {MIRROR} to go on without the network"
     )
 
 
@@ -362,8 +367,12 @@ def verified(place: Place, path: Path, file) -> Found:
     return found
 
 
-def in_mirror(name: str, relative: str) -> Path | None:
-    """Where the mirror folder holds a file: under its name, or under the data set's and its name."""
+def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
+    """Where the mirror folder holds a file: under its name, or under the data set's and its name.
+
+    size: of a member of an archive.  Such a one may lie under the last parts of its name too, for the folder that
+    holds it may itself be the mirror; as `train` is a name that others have, what is not of that size is another file.
+    """
     if not os.environ.get(MIRROR):
         return None
     folder = Path(os.environ[MIRROR])
@@ -375,7 +384,32 @@ def in_mirror(name: str, relative: str) -> Path | None:
         if os.path.lexists(path):  # a pipe, read, would wait for ever
             kind = "a folder" if path.is_dir() else "no file that can be read"
             raise FetchError(f"{path}: {kind}; put the published file {Path(relative).name} itself there")
+    for tail in tails(relative):
+        for path in (folder / tail, folder / name / tail):
+            if os.path.isfile(path) and path.stat().st_size == size:
+                return path
     return None
+
+
+def tails(relative: str) -> list[str]:
+    """b/c and c of a/b/c."""
+    parts = relative.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]
+
+
+def not_in_mirror(place: Place, file) -> str:
+    """What was looked for in the mirror folder and is not there; nothing where none is named."""
+    if not os.environ.get(MIRROR):
+        return ""
+    looked = f"; not found in {MIRROR}={os.environ[MIRROR]} nor in {place.name}/ there: {file.name}"
+    if not verifiable(place, file):
+        return looked
+    for member in file.unpacked:
+        if in_mirror(place.name, member.name, member.bytes) is None:
+            names = [member.name] if member.bytes is None else [member.name, *tails(member.name)]
+            size = "" if member.bytes is None else f" of {member.bytes:,} bytes"
+            looked += f"; unpacked: {' or '.join(names)}{size}"
+    return looked
 
 
 def in_package(source: str) -> Path:

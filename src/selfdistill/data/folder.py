@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from selfdistill.data.images import ImageFiles, UnusableImageError, each, upright
+from selfdistill.data.splits import Pixels, split
 
 SCHEME = "folder://"
 SPLITS = {
@@ -133,7 +134,6 @@ def describe_folder(
     ValueError: what of the folder cannot be used, and what is allowed.
     """
     from selfdistill.config import SplitSizes
-    from selfdistill.data.prepare import Pixels, split
 
     folder = folder.resolve()
     content = list_of(folder)

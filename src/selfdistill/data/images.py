@@ -82,7 +82,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def sized(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """uint8 C x H x W, stretched to the size as `selfdistill predict` does."""
+    """uint8 C x H x W, stretched to the size; what `selfdistill predict` sees, too."""
     image = image.convert({1: "L", 3: "RGB"}[channels])
     height, width = size
     if image.size != (width, height):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from selfdistill.data.images import UnusableImageError, sized, upright
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import load_network, predict
 
@@ -49,14 +49,9 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
 
 
 def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
-    """An image file as uint8 C x H x W, upright, in the channels and size of the data set."""
+    """An image file as uint8 C x H x W, in the channels and size of the data set, as preparing sees it."""
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if dataset.channels == 1 else "RGB")
-        height, width = dataset.size
-        if upright.size != (width, height):
-            upright = upright.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(ImageOps.invert(upright) if invert else upright)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        pixels = sized(upright(path.read_bytes()), dataset.size, dataset.channels)
+    except (OSError, UnusableImageError) as error:
         raise PredictError(f"{path}: no image that can be read ({error})") from None
-    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+    return 255 - pixels if invert else pixels
