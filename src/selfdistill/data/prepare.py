@@ -69,6 +69,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         "channels": channels,
         "size": size,
         "counts": counts,
+        "quarantined": len(bad),
+        "shorter_side": entry.image.shorter_side if entry.image else None,
         "split": dict(vars(entry.split)),
         "mean": np.round(mean, 6).tolist(),
         "std": np.round(std, 6).tolist(),

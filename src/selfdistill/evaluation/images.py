@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from selfdistill.data.images import UnusableImageError, sized, upright
+from selfdistill.data.images import UnusableImageError, packed_form, sized, upright
 from selfdistill.data.prepared import Dataset
+from selfdistill.data.prepared.packed import centre_cropped
 from selfdistill.models.trained import load_network, predict
 
 
@@ -51,7 +52,12 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
 def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
     """An image file as uint8 C x H x W, in the channels and size of the data set, as preparing sees it."""
     try:
-        pixels = sized(upright(path.read_bytes()), dataset.size, dataset.channels)
+        content = path.read_bytes()
+        if dataset.shorter_side is None:
+            pixels = sized(upright(content), dataset.size, dataset.channels)
+        else:
+            smaller, _ = packed_form(content, dataset.shorter_side, dataset.channels)
+            pixels = centre_cropped(smaller, dataset.size, dataset.channels).transpose(2, 0, 1)
     except (OSError, UnusableImageError) as error:
         raise PredictError(f"{path}: no image that can be read ({error})") from None
     return 255 - pixels if invert else pixels

@@ -24,7 +24,7 @@ def build_network(
     """A freshly initialised network of timm, `name` without the prefix; arguments as of `models.build`.
 
     One that is made for a fixed size is made for `size`.  Raises NetworkError for a name that timm does not
-    have, for one that does not run at this size, and for one whose stages give no maps or that has no single
+    have, for one that does not run at this size, and for one whose stages give no maps or that has no linear
     classifier.
     """
     import_torchvision()
@@ -39,7 +39,7 @@ def build_network(
     except NetworkError as refused:
         try:
             return cut_backbone(name, {**form, "img_size": tuple(size)}, (channels, *size), exits, seed)
-        except (NetworkError, TypeError):  # it has no `img_size`, or is of no use at that size either
+        except TypeError:  # it is made for any size
             raise refused from None
 
 
@@ -53,9 +53,9 @@ def cut_backbone(name: str, form: dict, shape: tuple[int, int, int], exits: bool
         except (RuntimeError, ValueError, AssertionError) as error:
             raise NetworkError(f"timm:{name}: it cannot be made so ({first_line(error)})") from None
     stages = chosen(list(getattr(backbone, "feature_info", None) or []))
-    classifier = name_of(backbone, backbone.get_classifier())
+    classifier = classifier_name(backbone)
     if len(stages) < 2 or classifier is None:
-        lacking = "feature maps" if len(stages) < 2 else "single classifier"
+        lacking = "feature maps" if len(stages) < 2 else "classifier"
         raise NetworkError(f"timm:{name}: timm names no {lacking} of it; allowed: a network with both")
     arguments = {"classifier": classifier, "input_shape": shape, "as_map": layout(backbone, stages, shape)}
     sections = [stage["module"] for stage in stages]
@@ -92,17 +92,20 @@ def layout(backbone: nn.Module, stages: list[dict], shape: tuple[int, int, int])
     last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     by_name = {stage["module"]: stage for stage in stages}
+    _, h, w = shape
 
     def as_map(name: str, output: Tensor) -> Tensor:
         stage = by_name[name]
         if output.ndim == 4 and last and output.shape[1] != stage["num_chs"]:
             return output.permute(0, 3, 1, 2)
         if output.ndim == 3:
-            height, width = (-(-side // stage["reduction"]) for side in shape[1:])
-            places = output[:, prefix:]
-            if places.shape[1] != height * width:
-                raise ValueError(f"{name}: {places.shape[1]} tokens; allowed: {height} x {width}")
-            return places.transpose(1, 2).unflatten(2, (height, width))
+            reduction = stage["reduction"]
+            grids = [(h // reduction, w // reduction), (-(-h // reduction), -(-w // reduction))]
+            for places in (output[:, prefix:], output):  # some add their class token behind the sections
+                for height, width in grids:
+                    if places.shape[1] == height * width:
+                        return places.transpose(1, 2).unflatten(2, (height, width))
+            raise ValueError(f"{name}: {output.shape[1]} tokens; allowed: {prefix} + {grids[0][0]} x {grids[0][1]}")
         return output
 
     return as_map
@@ -112,8 +115,12 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def name_of(backbone: nn.Module, wanted: nn.Module) -> str | None:
-    return next((name for name, module in backbone.named_modules() if module is wanted and name), None)
+def classifier_name(backbone: nn.Module) -> str | None:
+    """The layer that gives the logits: the first of two where these are a mean, the innermost where it is wrapped."""
+    head = backbone.get_classifier()
+    head = head[0] if isinstance(head, tuple) else head
+    layers = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)] if isinstance(head, nn.Module) else []
+    return next((name for name, module in backbone.named_modules() if layers and module is layers[0] and name), None)
 
 
 @torch.no_grad()
