@@ -326,6 +326,13 @@ def test_the_list_of_sound_files_has_the_bytes_that_it_always_had(tmp_path):
     assert list_of(tmp_path) == text.getvalue().encode()
 
 
+@pytest.mark.parametrize(("top", "kind"), [("photos", "d\udcffg"), ("ph\udcffotos", "dog")])
+def test_a_folder_whose_name_nobody_could_write_is_refused(top, kind, tmp_path):
+    fill(tmp_path / top, 40, kinds=("cat", kind))
+    with pytest.raises(ValueError, match=r"udcff.+: the name of this folder is no UTF-8; rename it"):
+        describe_folder(tmp_path / top)
+
+
 def socket_in(path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(path))
@@ -478,6 +485,27 @@ def test_the_command_prints_the_entry_or_one_line(tmp_path, capsys):
     assert entry == describe_folder(tmp_path / "photos", size=(16, 20))
     assert main(["describe", "made", str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [".", "data", "studies/one"])
+def test_the_lists_of_what_is_amiss_are_named_with_a_path_that_holds_from_anywhere(
+    place, tmp_path, monkeypatch, capsys
+):
+    """DVC prints the message from data/, and the user stands elsewhere."""
+    fill(tmp_path / "photos/train", 40)
+    shutil.copytree(tmp_path / "photos/train", tmp_path / "photos/test")
+    (tmp_path / "photos/train/cat/bad.png").write_bytes(b"")
+    for folder in ("data", "studies/one"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = yaml.safe_dump({"datasets": {"made": describe_folder(tmp_path / "photos")}}, sort_keys=False)
+    (tmp_path / "data/params.yaml").write_text(text)
+    (tmp_path / "studies/one/params.yaml").write_text("root: ../..\n")
+    monkeypatch.chdir(tmp_path / place)
+    assert main(["fetch", "made"]) == main(["prepare", "made"]) == 0
+    report = tmp_path / "data/prepared/made/report"
+    assert f"see {report / 'quarantine.csv'}; 40 images stand in two splits, see {report / 'duplicates.csv'}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_described_folder_is_an_entry_of_the_catalogue(tmp_path):

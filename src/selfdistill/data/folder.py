@@ -194,6 +194,9 @@ def describe_folder(
     names, parts = class_names(rows, folder), files_of(rows, folder)
     if len(names) < 2:
         raise ValueError(f"{folder}: {len(names)} folders of images; allowed: two or more classes, CLASS/image.jpg")
+    for name in (str(folder), *names):  # which stand in the catalogue and on pages, as names of files do not
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise ValueError(f"{name!a}: the name of this folder is no UTF-8; rename it")
     usable, shapes, modes = {}, [], set()
     for part, files in parts.items():
         kept = []
