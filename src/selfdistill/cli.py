@@ -97,7 +97,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", help="of the data set")
     sub.add_argument("folder", type=Path, help="that holds the images; it stays where it is")
-    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
 
     cell = argparse.ArgumentParser(add_help=False)
@@ -310,7 +312,9 @@ def add_studies(studies: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("name", help="of the data set and of the study")
     sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="that holds the images")
-    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
 
 
@@ -387,7 +391,7 @@ def prepare(options) -> None:
     except (OSError, ValueError, FetchError) as error:
         raise UserError(error) from None
     counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
-    lists = folder / "prepared" / options.name / "report"
+    lists = (folder / "prepared" / options.name / "report").resolve()  # DVC prints this from data/
     bad, twice = report["quarantined"], sum(report["duplicates"].values())
     notes = f"; {bad:,} files could not be used, see {lists / 'quarantine.csv'}" if bad else ""
     notes += f"; {twice:,} images stand in two splits, see {lists / 'duplicates.csv'}" if twice else ""

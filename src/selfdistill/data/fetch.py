@@ -9,11 +9,13 @@ A hash that the catalogue lacks is taken from the first file that comes, told, a
 `pins/<name>.json` beside `raw/`: from then on nothing else is accepted.  That file belongs into Git.
 """
 
+import codecs
 import gzip
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ PAUSE = 1.0  # seconds before the second try, twice as long before each that fol
 TIMEOUT = 10, 60  # seconds to connect, and without a byte
 DOWNLOAD = "download-"  # and the file's name
 CHUNK = 2**16  # a broken connection loses as much at most
+RESERVE = 2**30  # bytes of the disk that a download of which nobody knows the size leaves to everything else
 
 
 class FetchError(Exception):
@@ -322,9 +325,16 @@ def looks_like(path: Path, name: str) -> bool:
     return head.startswith(FIRST_BYTES.get(Path(name).suffix, b"")) and not is_page(path)
 
 
+# What a web page may begin with, by and large as browsers tell one; no CSV, archive or array does.
+PAGE = (b"<!doctype", b"<!--", b"<html", b"<head", b"<body", b"<title", b"<meta", b"<script", b"<?xml")
+
+
 def is_page(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+        head = file.read(4096)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        head = head[2:].replace(b"\0", b"")
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(PAGE)
 
 
 # ---- where files come from ----
@@ -373,11 +383,9 @@ def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
     size: of a member of an archive.  Such a one may lie under the last parts of its name too, for the folder that
     holds it may itself be the mirror; as `train` is a name that others have, what is not of that size is another file.
     """
-    if not os.environ.get(MIRROR):
+    folder = mirror_folder()
+    if folder is None:
         return None
-    folder = Path(os.environ[MIRROR])
-    if not folder.is_dir():
-        raise FetchError(f"{MIRROR}={folder}: no such folder; it names the folder that holds the published files")
     for path in (folder / relative, folder / name / relative):
         if path.is_file():
             return path
@@ -391,6 +399,33 @@ def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
     return None
 
 
+def mirror_folder() -> Path | None:
+    """The absolute folder that MIRROR names, None where it names none.
+
+    DVC runs a stage in data/, wherever the user stood who named it: a relative one that is not here is looked for
+    in the folders above, up to the repository's top.
+    """
+    named = os.environ.get(MIRROR)
+    if not named:
+        return None
+    looked = [place / named for place in here_to_top()] if not Path(named).is_absolute() else [Path(named)]
+    for folder in looked:
+        if folder.is_dir():
+            return folder
+    raise FetchError(
+        f"{MIRROR}={named}: no such folder ({' nor '.join(map(str, looked))}); it names the folder that holds the "
+        "published files"
+    )
+
+
+def here_to_top() -> list[Path]:
+    """The working folder, and those above it up to the repository's top if it lies in one."""
+    here = Path.cwd()
+    places = [here, *here.parents]
+    tops = [i for i, place in enumerate(places) if (place / "data" / "params.yaml").is_file()]
+    return places[: tops[0] + 1] if tops else [here]
+
+
 def tails(relative: str) -> list[str]:
     """b/c and c of a/b/c."""
     parts = relative.split("/")
@@ -399,9 +434,10 @@ def tails(relative: str) -> list[str]:
 
 def not_in_mirror(place: Place, file) -> str:
     """What was looked for in the mirror folder and is not there; nothing where none is named."""
-    if not os.environ.get(MIRROR):
+    folder = mirror_folder()
+    if folder is None:
         return ""
-    looked = f"; not found in {MIRROR}={os.environ[MIRROR]} nor in {place.name}/ there: {file.name}"
+    looked = f"; not found in {MIRROR}={folder} nor in {place.name}/ there: {file.name}"
     if not verifiable(place, file):
         return looked
     for member in file.unpacked:
@@ -518,6 +554,12 @@ def receive(session, url: str, path: Path, file) -> None:
                 if total is not None and have > total:
                     path.unlink()
                     raise FetchError(f"more than {total:,} bytes come")
+                if file.bytes is None and shutil.disk_usage(path.parent).free < RESERVE:
+                    path.unlink()
+                    raise FetchError(
+                        f"{have:,} bytes came, without an end in sight, and the disk has less than {RESERVE:,} left; "
+                        "write its `bytes` into data/params.yaml, or make room"
+                    )
                 target.write(block)
                 bar.update(len(block))
     if total is not None and have < total:

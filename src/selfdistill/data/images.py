@@ -1,13 +1,15 @@
 """Image files into pixels: what can be used is used, what cannot is listed with its reason."""
 
+import csv
 import io
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -131,6 +133,14 @@ def quarantined(split: str, files: ImageFiles, results: list) -> tuple[np.ndarra
     bad = [i for i, result in enumerate(results) if isinstance(result, UnusableImageError)]
     kept = np.delete(np.arange(len(files.names)), bad)
     return kept, [Quarantined(split, files.names[i], str(results[i])) for i in bad]
+
+
+def csv_of(rows: Iterable[Iterable]) -> bytes:
+    """CSV of any fields, names of files with line breaks and bytes that are not UTF-8 among them; a row's end is a
+    line feed.  The csv module quotes the signs of its own line end alone, so it is given both that readers know."""
+    lines: list[str] = []
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode(errors="surrogateescape")
 
 
 def decoded(

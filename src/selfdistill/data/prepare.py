@@ -11,8 +11,6 @@ N x C x H x W, labels int64 N), or with `image_files(raw, entry)` -> the same of
 images alone has `tests(raw, entry)`, which yields (name, tensors).
 """
 
-import csv
-import io
 import itertools
 import json
 import shutil
@@ -21,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from selfdistill.data.images import DISTRACTOR, JUNK, Quarantined, decoded
+from selfdistill.data.images import DISTRACTOR, JUNK, Quarantined, csv_of, decoded
 from selfdistill.data.packing import spooled
 from selfdistill.data.splits import Pixels, pixels_sha256, split, write_tensors
 from selfdistill.files import write_atomically
 
+DUPLICATES = "splits", "first", "second", "labels", "first_name", "second_name"  # columns
 FOLDERS = {"train": "training", "validation": "training"}  # all else is test
 
 
@@ -46,7 +45,7 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     if entry.split is None:
         return prepare_tests(name, entry, reader, raw / name, folder, classes)
     try:
-        published, bad = read_published(name, entry, reader, raw / name, spool)
+        published, files, bad = read_published(name, entry, reader, raw / name, spool)
         found = max(int(source.labels.max()) + 1 for source in published.values() if source.cameras is None)
         if found > len(classes):
             raise ValueError(f"{name}: {found} classes in the files, {len(classes)} in the catalogue's `classes`")
@@ -56,7 +55,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
             hashes[part], counts[part] = chosen.write(folder / FOLDERS.get(part, "test"), part), len(rows)
             labels = chosen.labels.tolist()
             names = [classes[i] for i in labels] if chosen.cameras is None else list(map(str, labels))
-            fingerprints[part] = chosen.fingerprints(), names
+            of = files.get(source)
+            fingerprints[part] = chosen.fingerprints(), names, of and [of[i] for i in chosen.numbers.tolist()]
             if part == "train":
                 mean, std = chosen.moments()
                 channels, size = chosen.channels, list(chosen.size)
@@ -131,12 +131,13 @@ def class_names(name: str, entry, reader, raw: Path) -> list[str]:
     return list(named or entry.classes)
 
 
-def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[dict, list[Quarantined]]:
-    """The published splits, by name, of usable images, and what cannot be used."""
+def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[dict, dict, list[Quarantined]]:
+    """The published splits, by name, of usable images; of those of image files, the names of all their files, by
+    the published numbers; and what cannot be used."""
     if hasattr(reader, "read"):
         splits = reader.read(raw)
         counted(name, entry, {part: len(labels) for part, (_, labels) in splits.items()})
-        return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, []
+        return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, {}, []
     published, bad, form = {}, [], entry.image
     if form is None:
         raise ValueError(f"{name}: no `image` in the catalogue; write the size and channels of its images there")
@@ -152,7 +153,7 @@ def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[di
         bad += unusable
         if not len(published[part].labels):
             raise ValueError(f"{name}: none of the {len(files.names)} files of {part!r} can be used: {bad[-1].reason}")
-    return published, bad
+    return published, {part: files.names for part, files in splits.items()}, bad
 
 
 def counted(name: str, entry, found: dict[str, int]) -> None:
@@ -180,29 +181,27 @@ def write_report(folder: Path, entry, counts: dict, published: dict, bad: list[Q
         "duplicates_with_another_label": sum(row["labels"] == "different" for row in twice),
     }
     write_csv(folder / "quarantine.csv", ("split", "name", "reason"), [vars(image) for image in bad])
-    write_csv(folder / "duplicates.csv", ("splits", "first", "second", "labels"), twice)
+    write_csv(folder / "duplicates.csv", DUPLICATES, twice)
     write_json(folder / "report.json", report)
     return report
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    write_atomically(path, csv_of([columns, *([row[column] for column in columns] for row in rows)]))
 
 
-def duplicates(fingerprints: dict[str, tuple[list[bytes], list[str]]]) -> list[dict]:
-    """Images of one split whose pixels stand in an earlier one too, by their rows in both files.
+def duplicates(fingerprints: dict[str, tuple[list[bytes], list[str], list[str] | None]]) -> list[dict]:
+    """Images of one split whose pixels stand in an earlier one too, by their rows in both files, and by the names of
+    the files that they were, where these are known.
 
-    fingerprints: of each split's images, and the names of their classes or persons."""
+    fingerprints: of each split's images, the names of their classes or persons, and those of their files."""
     rows = []
-    for (a, (earlier, labels)), (b, (later, others)) in itertools.combinations(fingerprints.items(), 2):
+    for (a, (earlier, labels, files)), (b, (later, others, further)) in itertools.combinations(fingerprints.items(), 2):
         first = {pixels: i for i, pixels in reversed(list(enumerate(earlier)))}
         for j, pixels in enumerate(later):
             if pixels in first:
                 i = first[pixels]
                 same = "equal" if labels[i] == others[j] else "different"
-                rows.append({"splits": f"{a}, {b}", "first": i, "second": j, "labels": same})
+                names = {"first_name": files[i] if files else "", "second_name": further[j] if further else ""}
+                rows.append({"splits": f"{a}, {b}", "first": i, "second": j, "labels": same} | names)
     return rows
