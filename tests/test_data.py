@@ -6,10 +6,14 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -22,8 +26,10 @@ from selfdistill.config import ConfigError, DataEntry, read_catalogue
 from selfdistill.data import cifar
 from selfdistill.data import fetch as fetch_module
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
-from selfdistill.data.prepare import moments, prepare
+from selfdistill.data.prepare import prepare
+from selfdistill.data.splits import moments
 
+ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 IMAGES = {
     "train": RNG.integers(0, 256, (60, 5, 5), dtype=np.uint8),
@@ -119,6 +125,65 @@ def test_archive_mirror_and_network_give_the_same_bytes(server, tmp_path, monkey
         fetch("made", entry(), tmp_path / f"from {mirror}")
     assert fetched(tmp_path / "network") == fetched(tmp_path / "from published") == FILES
     assert fetched(tmp_path / "from unpacked") == FILES
+
+
+@pytest.mark.parametrize("place", ["", "raw", "made", "made/raw"])
+def test_the_mirror_may_be_the_folder_that_holds_the_unpacked_files(place, tmp_path, monkeypatch):
+    folder = tmp_path / "mirror" / place
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv(MIRROR, str(tmp_path / "mirror"))
+    fetch("made", entry(), tmp_path / "fetched")
+    assert fetched(tmp_path / "fetched") == FILES
+
+
+def folder_in_place(path):
+    path.unlink()
+    path.mkdir()
+
+
+def pipe_in_place(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_in_place(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "change", [folder_in_place, pipe_in_place, link_in_place, lambda path: path.write_bytes(b"another's")]
+)
+def test_what_has_the_last_part_of_a_name_and_is_no_file_of_its_size_is_passed_over(
+    change, server, tmp_path, monkeypatch
+):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    for name, content in FILES.items():
+        (mirror / name).write_bytes(content)
+    change(mirror / "train-labels-idx1-ubyte")
+    monkeypatch.setenv(MIRROR, str(mirror))
+    fetch("made", entry(f"{server}/good/"), tmp_path / "raw")
+    assert fetched(tmp_path / "raw") == FILES
+    with pytest.raises(FetchError, match="Put the file into a folder") as error:
+        fetch("made", entry(f"{server}/none/"), tmp_path / "again")
+    names = "Made/raw/train-labels-idx1-ubyte or raw/train-labels-idx1-ubyte or train-labels-idx1-ubyte of 68 bytes"
+    assert (
+        f"{server}/none/: HTTP 404 Not Found; not found in {MIRROR}={mirror} nor in made/ there: "
+        f"train-labels-idx1-ubyte.gz; unpacked: {names}. Put"
+    ) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_unpacked_file_of_its_size_that_is_another_is_refused_by_name(tmp_path, monkeypatch):
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content[:-1] + b"\xff")
+    monkeypatch.setenv(MIRROR, str(tmp_path))
+    with pytest.raises(FetchError, match=rf"{tmp_path}/train-images-idx3-ubyte: SHA-256 \w+, expected"):
+        fetch("made", entry(), tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
 
 
 def test_a_source_that_serves_something_else_is_passed_over(server, tmp_path):
@@ -457,3 +522,17 @@ def test_the_digits_are_split_stratified_without_overlap_and_recorded(tiny_study
     assert description["counts"] == {"train": 100, "validation": 100, "test": 1597}
     assert description["split"] == {"train": 100, "validation": 100, "seed": 0}
     assert description["mean"] == pytest.approx([parts["train"]["images"].mean() / 255], abs=1e-6)
+
+
+def test_preparing_loads_no_code_that_its_stage_does_not_declare():
+    """What DVC does not know of cannot make a data set stale.  Reading and writing files is no form of data."""
+    declared = yaml.safe_load((ROOT / "data/dvc.yaml").read_text())["stages"]["prepare"]["do"]["deps"]
+    code = (
+        "import sys, selfdistill.data.prepare, selfdistill.data.folder; print('\\n'.join("
+        "m.__file__ for n, m in sys.modules.items() if n.startswith('selfdistill') and m.__file__))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = {Path(path).relative_to(ROOT / "src/selfdistill").as_posix() for path in printed.splitlines()}
+    assert "data/splits.py" in loaded
+    paths = {path.removeprefix("../src/selfdistill/").replace("${item.reader}", "folder") for path in declared}
+    assert loaded - paths == {"__init__.py", "data/__init__.py", "files.py"}

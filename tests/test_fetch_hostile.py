@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import warnings
 import zipfile
 
@@ -111,6 +112,79 @@ def overlapping_zip() -> bytes:
     tail[8:12] = (200).to_bytes(2, "little") * 2
     tail[12:16] = len(headers).to_bytes(4, "little")
     return packed[:at] + headers + bytes(tail)
+
+
+# ---- headers that no tar program writes ----
+
+
+def header(name: bytes, kind: bytes = tarfile.REGTYPE, size: int = 0) -> bytes:
+    """512 bytes of a tar's header; a size that is negative or takes more than eleven octal digits in base 256."""
+    digits = b"%011o\0" % size
+    if not 0 <= size < 8**11:
+        digits = (size if size < 0 else size + 2**95).to_bytes(12, "big", signed=size < 0)
+    fields = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + digits + b"00000000000\0"
+    rest = kind + bytes(100) + b"ustar\x0000"
+    block = (fields + b" " * 8 + rest).ljust(512, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def extended(content: bytes, after: bytes = b"", kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header with bytes of its own, that extends the one after it."""
+    return header(b"extended", kind, len(content)) + content + bytes(-len(content) % 512) + after
+
+
+def record(key: str, value: str) -> bytes:
+    body = f" {key}={value}\n"
+    return f"{len(body) + 2}{body}".encode()
+
+
+FIRST = header(b"first", size=512) + bytes(512)
+END = bytes(1024)
+HOLES = record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0")
+FALSE_HEADERS = {
+    "a PAX header of 200,000 digits": (extended(b"1" * 200_000, header(b"a")) + END, r"a header of 200,000 bytes"),
+    "a PAX header of 2^60 bytes": (header(b"a", tarfile.XHDTYPE, 2**60) + END, r"a header of [\d,]+ bytes; allowed"),
+    "a name of 2^60 bytes": (header(b"a", tarfile.GNUTYPE_LONGNAME, 2**60) + END, r"a header of [\d,]+ bytes; allowed"),
+    "a link of 2^34 bytes": (header(b"a", tarfile.GNUTYPE_LONGLINK, 2**34) + END, r"a header of [\d,]+ bytes; allowed"),
+    "a member of -1 bytes": (header(b"a", size=-1) + END, "'a' has -1 bytes"),
+    "a member of -1,024 bytes after another": (FIRST + header(b"a", size=-1024) + END, "'a' has -1,024 bytes"),
+    "-512 bytes by a PAX header": (extended(record("size", "-512"), header(b"a")) + END, "'a' has -512 bytes"),
+    "a folder of -512 bytes": (header(b"a/", tarfile.DIRTYPE, -512) + END, "'a' has -512 bytes"),
+    "a name of -512 bytes": (header(b"a", tarfile.GNUTYPE_LONGNAME, -512) + END, "'a' has -512 bytes"),
+    "a file of holes": (header(b"a", tarfile.GNUTYPE_SPARSE, 512) + END, "special file"),
+    "a file of endless holes": (
+        extended(HOLES, header(b"a", size=9)) + b"9\n".ljust(512, b"1"),
+        "special file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+@pytest.mark.parametrize(("content", "words"), FALSE_HEADERS.values(), ids=list(FALSE_HEADERS))
+@pytest.mark.parametrize("members", [True, False])
+def test_a_header_that_lies_is_refused_before_it_is_believed(members, content, words, name, mirror, tmp_path):
+    """Where no hash is known, so that the archive's own headers are all there is."""
+    (mirror / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    before = sorted(tmp_path.rglob("*"))
+    entry = made_entry(name, b"-", members, **UNVERIFIED | ({"unpacked": NO_HASHES["unpacked"]} if members else {}))
+    begun = time.monotonic()
+    with pytest.raises(FetchError, match=words) as error:
+        fetch("made", entry, tmp_path / "raw")
+    assert time.monotonic() - begun < 5
+    assert len(str(error.value).splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_long_names_and_attributes_of_honest_archives_are_read(mirror, tmp_path):
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+            info = tarfile.TarInfo("/".join(["n" * 200] * 5))
+            info.pax_headers = {"SCHILY.xattr.user.comment": "x" * 10_000}
+            tar.addfile(info)
+        (mirror / "x.tar").write_bytes(buffer.getvalue())
+        fetch("made", made_entry("x.tar", buffer.getvalue(), members=False), tmp_path / str(form))
+        assert contents(tmp_path / str(form) / "made") == {"x.tar": buffer.getvalue()}
 
 
 OTHER = b"other content"
@@ -262,6 +336,41 @@ def test_a_file_that_the_user_must_obtain_is_named_with_its_place_and_hash(tmp_p
             fetch("made", made_entry("x.tar.gz", GOOD, sources=(), **changes), tmp_path / "raw")
 
 
+@pytest.mark.parametrize(
+    ("changes", "unpacked"),
+    [
+        ({}, "; unpacked: set/labels.bin or labels.bin of 100 bytes"),
+        ({"unpacked": [{"name": name} for name in CONTENT]}, ""),  # nobody could say what they are
+    ],
+)
+def test_a_mirror_without_the_file_is_told_with_the_names_looked_for(changes, unpacked, mirror, tmp_path):
+    (mirror / "images.bin").write_bytes(CONTENT["set/images.bin"])
+    with pytest.raises(FetchError, match="must be obtained by you") as error:
+        fetch("made", made_entry("x.tar.gz", GOOD, sources=(), **changes), tmp_path / "raw")
+    looked = f"; not found in {MIRROR}={mirror} nor in made/ there: x.tar.gz{unpacked}. Put it into a folder"
+    assert looked in str(error.value)
+
+
+@pytest.mark.parametrize("place", [".", "data", "studies/one"])
+def test_a_relative_mirror_is_found_from_below_the_repositorys_top(place, tmp_path, monkeypatch):
+    """DVC runs a stage in data/, wherever the user stood."""
+    top = tmp_path / "outside/top"
+    for folder in ("data", "studies/one", "published"):
+        (top / folder).mkdir(parents=True)
+    (top / "data/params.yaml").touch()
+    (top / "published/x.tar.gz").write_bytes(GOOD)
+    (tmp_path / "outside/above").mkdir()
+    monkeypatch.chdir(top / place)
+    monkeypatch.setenv(MIRROR, "published")
+    fetch("made", made_entry("x.tar.gz", GOOD), tmp_path / "raw")
+    assert contents(tmp_path / "raw/made") == KEPT
+    monkeypatch.setenv(MIRROR, "above")
+    with pytest.raises(FetchError, match=f"{MIRROR}=above: no such folder") as error:
+        fetch("other", made_entry("x.tar.gz", GOOD), tmp_path / "raw")
+    assert str(top / "above") in str(error.value)
+    assert str(tmp_path / "outside/above") not in str(error.value)
+
+
 # ---- hashes that nobody has verified ----
 
 UNVERIFIED = {"sha256": None, "bytes": None, "verified": False}
@@ -299,6 +408,41 @@ def test_a_file_of_an_unknown_hash_is_refused_where_it_is_none(content, mirror, 
         fetch("made", made_entry("x.tar.gz", GOOD, **UNVERIFIED | NO_HASHES), tmp_path / "data/raw")
     assert not (tmp_path / "data/raw").exists()
     assert not (tmp_path / "data/pins").exists()
+
+
+PAGES = {
+    "a comment": b"<!-- hi --><html>",
+    "a byte order mark": b"\xef\xbb\xbf<!DOCTYPE html>",
+    "16 bits a sign": "\ufeff\n<HTML>".encode("utf-16-le"),
+    "many blank lines": b"\r\n" * 500 + b"<Html lang=en>",
+    "no html": b"<head><title>Moved</title></head>",
+    "a body alone": b"<body onload=...>",
+}
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x", "x.bin"])
+@pytest.mark.parametrize("content", PAGES.values(), ids=list(PAGES))
+def test_a_web_page_of_any_beginning_is_not_pinned(content, name, mirror, tmp_path):
+    (mirror / name).write_bytes(content)
+    with pytest.raises(FetchError, match="a web page and not the file"):
+        fetch("made", made_entry(name, GOOD, members=False, **UNVERIFIED), tmp_path / "data/raw")
+    assert contents(tmp_path / "data") == {}
+
+
+NO_PAGES = {
+    "x.csv": b"\xef\xbb\xbfname,text\n1,<html>\n",
+    "y.csv": b"<3,<!\n",
+    "x.zip": zipped(("page.html", PAGE)),
+    "x.npy": b"\x93NUMPY\1\0<html>",
+    "x.bin": b"\xff\xfe\0\0<html>"[:4] + bytes(9),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAGES)
+def test_what_is_no_web_page_is_taken_for_none(name, mirror, tmp_path):
+    (mirror / name).write_bytes(NO_PAGES[name])
+    fetch("made", made_entry(name, GOOD, members=False, **UNVERIFIED), tmp_path / "data/raw")
+    assert contents(tmp_path / "data/raw/made") == {name: NO_PAGES[name]}
 
 
 def test_a_file_of_which_only_the_md5_is_published_is_checked_by_it(mirror, tmp_path, capsys):
@@ -437,6 +581,21 @@ def test_a_page_in_place_of_a_file_of_unknown_hash_is_refused(server, tmp_path):
     with pytest.raises(FetchError, match="a web page and not the file"):
         fetch("made", large_entry(f"{server.url}/page/", **UNVERIFIED | NO_HASHES), tmp_path / "raw")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["endless", "good"])
+def test_a_download_of_unknown_size_leaves_the_disk_some_room(kind, server, tmp_path, monkeypatch):
+    """`good` says how long it is, which is the server's word alone."""
+    left = iter(range(10 * fetch_module.RESERVE, -1, -fetch_module.RESERVE))
+    usage = fetch_module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda _: usage._replace(free=next(left)))
+    monkeypatch.setattr(fetch_module, "CHUNK", 2**12)
+    words = rf"[\d,]+ bytes came, without an end in sight, and the disk has less than {2**30:,} left; write its `bytes`"
+    with pytest.raises(FetchError, match=words) as error:
+        fetch("made", large_entry(f"{server.url}/{kind}/", **UNVERIFIED | NO_HASHES), tmp_path / "raw")
+    assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    fetch("made", large_entry(f"{server.url}/good/"), tmp_path / "raw")  # whose size is known is not asked for
 
 
 def test_offline_the_network_is_not_asked(server, tmp_path, monkeypatch):

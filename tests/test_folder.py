@@ -1,10 +1,13 @@
 """A folder of images: what can be used is used, upright and in 8 bits; the rest is listed with its reason."""
 
 import csv
+import errno
+import hashlib
 import io
 import json
 import os
 import shutil
+import socket
 import struct
 import zlib
 
@@ -12,14 +15,17 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from selfdistill.cli import main
-from selfdistill.config import Catalogue, DataEntry, read_catalogue
+from selfdistill.config import Catalogue, DataEntry, ImageForm, read_catalogue
 from selfdistill.data.fetch import FetchError, fetch
-from selfdistill.data.folder import describe_folder
+from selfdistill.data.folder import describe_folder, list_of
 from selfdistill.data.images import UnusableImageError, sized, upright
 from selfdistill.data.prepare import prepare
+from selfdistill.data.prepared import Dataset
+from selfdistill.evaluation.images import PredictError, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -189,9 +195,34 @@ def test_given_splits_are_kept(parts, counts, tmp_path):
     assert test["indices"].tolist() == list(range(20))
 
 
+def test_names_of_splits_are_known_in_any_case(tmp_path):
+    fill(tmp_path / "photos/Train", 40)
+    fill(tmp_path / "photos/TEST", 20)
+    said, entry = prepared(tmp_path / "photos", tmp_path)
+    assert said["classes"] == ["cat", "dog"]
+    assert said["counts"] == {"train": 36, "validation": 4, "test": 20}
+    assert entry.files[0].bytes == len((tmp_path / "raw/made/files.csv").read_bytes())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_files_outside_the_classes_are_left_out_without_a_word(given, tmp_path):
+    photos = tmp_path / "photos"
+    for part in ("train", "test") if given else ("",):
+        fill(photos / part, 40)
+    before = describe_folder(photos)
+    for place in (photos, *([photos / "train", photos / "test"] if given else [])):
+        (place / "stray.txt").write_bytes(b"notes")
+        (place / "empty").mkdir()
+    assert describe_folder(photos) == before
+    said, _ = prepared(photos, tmp_path)
+    assert said["quarantined"] == 0
+
+
 def test_classes_that_are_called_as_splits_are_stay_classes(tmp_path):
     fill(tmp_path / "photos", 40, kinds=("bus", "train"))
     assert describe_folder(tmp_path / "photos")["classes"] == ["bus", "train"]
+    fill(tmp_path / "animals", 60, kinds=("cat", "dog", "test"))
+    assert describe_folder(tmp_path / "animals")["classes"] == ["cat", "dog", "test"]
 
 
 def test_grey_images_have_one_channel(tmp_path):
@@ -200,6 +231,39 @@ def test_grey_images_have_one_channel(tmp_path):
         Image.open(path).convert("L").save(path)
     said, _ = prepared(tmp_path / "photos", tmp_path)
     assert said["channels"] == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_sees_an_image_as_it_was_prepared(channels, tmp_path):
+    files = USABLE | {
+        "grey16.png": saved(GREY16, "PNG"),
+        "grey16.tiff": saved(GREY16, "TIFF"),
+        "grey-and-transparent.png": saved(colours().convert("LA"), "PNG"),
+        "palette.gif": saved(colours().convert("P", palette=Image.Palette.ADAPTIVE), "GIF"),
+        "one-bit.png": saved(colours().convert("1"), "PNG"),
+    }
+    fill(tmp_path / "photos/train", 40)
+    (tmp_path / "photos/test/cat").mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / "photos/test/cat" / name).write_bytes(content)
+    prepared(tmp_path / "photos", tmp_path, size=(24, 30), channels=channels)
+    dataset = Dataset.read(tmp_path / "prepared/made/training")
+    images = load_file(tmp_path / "prepared/made/test/test.safetensors")["images"]
+    for name, expected in zip(sorted(files), images, strict=True):
+        seen = read_image(tmp_path / "photos/test/cat" / name, dataset, invert=False)
+        np.testing.assert_array_equal(seen, expected, err_msg=name, strict=True)
+        inverted = read_image(tmp_path / "photos/test/cat" / name, dataset, invert=True)
+        np.testing.assert_array_equal(inverted, 255 - expected, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize(("content", "reason"), UNUSABLE.values(), ids=list(UNUSABLE))
+def test_predict_refuses_what_preparing_leaves_out(content, reason, tmp_path):
+    (tmp_path / "photo").write_bytes(content)
+    dataset = Dataset("made", ["cat", "dog"], 3, (24, 30), [0.5] * 3, [0.2] * 3, {})
+    with pytest.raises(PredictError, match=reason) as error:
+        read_image(tmp_path / "photo", dataset, invert=False)
+    assert str(error.value).startswith(f"{tmp_path / 'photo'}: no image that can be read (")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_image_that_two_splits_share_is_counted_and_listed(tmp_path):
@@ -219,6 +283,114 @@ def test_an_image_that_two_splits_share_is_counted_and_listed(tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+def test_duplicates_are_named_by_their_files(tmp_path):
+    fill(tmp_path / "photos/train", 40)
+    fill(tmp_path / "photos/test", 20)
+    (tmp_path / "photos/train/cat/000-broken.png").write_bytes(b"")  # so that rows are not the numbers of files
+    shared = (tmp_path / "photos/train/dog/031.png").read_bytes()
+    (tmp_path / 'photos/test/dog/new\rline, "again".png').write_bytes(shared)
+    prepared(tmp_path / "photos", tmp_path)
+    with (tmp_path / "prepared/made/report/duplicates.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["first_name"], row["second_name"]) == ("train/dog/031.png", 'test/dog/new\rline, "again".png')
+
+
+def test_names_of_any_signs_are_files_as_others_are(tmp_path):
+    photos = tmp_path / "photos"
+    fill(photos, 40)
+    names = ["a\nb.png", "a\rb.png", "a\r\nb.png", 'a "b".png', "a, b.png", "a\udcff.png", " a ", "'", "#.png"]
+    for i, name in enumerate(names):
+        pixels = np.full((20, 20, 3), 20 * i, np.uint8)
+        (photos / "cat" / name).write_bytes(saved(Image.fromarray(pixels), "PNG"))
+    junk = ["Icon\r", "Thumbs.db", "desktop.ini", "bad\udcfe\n.png"]
+    for name in junk:
+        (photos / "dog" / name).write_bytes(b"")
+    said, _ = prepared(photos, tmp_path)
+    assert sum(said["counts"].values()) == 40 + len(names)
+    with open(tmp_path / "raw/made/files.csv", newline="", errors="surrogateescape") as file:
+        listed = [row["path"] for row in csv.DictReader(file)]
+    assert listed == sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*") if p.is_file())
+    with open(tmp_path / "prepared/made/report/quarantine.csv", newline="", errors="surrogateescape") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == sorted(f"dog/{name}" for name in junk)
+
+
+def test_the_list_of_sound_files_has_the_bytes_that_it_always_had(tmp_path):
+    for name in ("cat/1.jpg", 'cat/a "b", c.jpg', "dog/x y.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    text = io.StringIO()
+    rows = [
+        (n, len(n), hashlib.sha256(n.encode()).hexdigest()) for n in ("cat/1.jpg", 'cat/a "b", c.jpg', "dog/x y.jpg")
+    ]
+    csv.writer(text, lineterminator="\n").writerows([("path", "bytes", "sha256"), *rows])
+    assert list_of(tmp_path) == text.getvalue().encode()
+
+
+@pytest.mark.parametrize(("top", "kind"), [("photos", "d\udcffg"), ("ph\udcffotos", "dog")])
+def test_a_folder_whose_name_nobody_could_write_is_refused(top, kind, tmp_path):
+    fill(tmp_path / top, 40, kinds=("cat", kind))
+    with pytest.raises(ValueError, match=r"udcff.+: the name of this folder is no UTF-8; rename it"):
+        describe_folder(tmp_path / top)
+
+
+def socket_in(path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+NO_FILES = {
+    "a link to nothing": (lambda path: path.symlink_to("nowhere"), "a link to nothing"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "a link to nothing"),
+    "a pipe": (os.mkfifo, "no regular file"),
+    "a link to a pipe": (
+        lambda path: [os.mkfifo(path.parents[2] / "p"), path.symlink_to("../../p")],
+        "no regular file",
+    ),
+    "a socket": (socket_in, "no regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), NO_FILES.values(), ids=list(NO_FILES))
+def test_what_is_no_file_is_listed_and_the_rest_is_used(make, reason, tmp_path):
+    fill(tmp_path / "photos", 40)
+    make(tmp_path / "photos/cat/odd.png")
+    said, entry = prepared(tmp_path / "photos", tmp_path)
+    assert sum(said["counts"].values()) == 40
+    rows = list(csv.DictReader((tmp_path / "prepared/made/report/quarantine.csv").open()))
+    assert rows == [{"split": "all", "name": "cat/odd.png", "reason": reason}]
+    (tmp_path / "photos/cat/odd.png").unlink()
+    (tmp_path / "photos/cat/odd.png").write_bytes(b"")  # as the list counts it, but a file
+    with pytest.raises(ValueError, match=r"odd\.png: it has changed since the folder was described"):
+        prepare("made", entry, tmp_path / "raw", tmp_path / "prepared")
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(FetchError, match="has changed since it was described"):
+        fetch("made", entry, tmp_path / "raw")
+
+
+def test_what_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
+    """A list that left it out would be another one for another user."""
+    fill(tmp_path / "photos", 40)
+
+    def forbidden(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for function in ("open", "scandir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, forbidden)
+            with pytest.raises(ValueError, match=r"photos.*: Permission denied; make it readable, or take it away"):
+                list_of(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("size", [(0, 0), (3, 32), (32, 4097), (-1, 8)])
+def test_a_size_that_is_not_allowed_is_refused_by_its_name_before_any_work(size, tmp_path):
+    with pytest.raises(ValueError, match=f"--size {size[0]} {size[1]} is not allowed; allowed: H and W from 4 to 4096"):
+        describe_folder(tmp_path / "nowhere", size=size)
+    with pytest.raises(ValidationError):
+        ImageForm(size=list(size), channels=3)
+    ImageForm(size=[4, 4096], channels=3)
+
+
 def test_a_folder_that_changed_since_it_was_described_is_refused(tmp_path):
     fill(tmp_path / "photos", 40)
     _, entry = prepared(tmp_path / "photos", tmp_path)
@@ -234,14 +406,39 @@ def test_a_folder_that_changed_since_it_was_described_is_refused(tmp_path):
         fetch("made", entry, tmp_path / "raw")
 
 
-def outside(folder) -> None:
-    (folder / "train").mkdir()
-    for kind in ("cat", "dog"):
-        (folder / kind).rename(folder / "train" / kind)
-    (folder / "train/loose.png").write_bytes(USABLE["rgb.png"])
-    (folder / "test").mkdir()
-    (folder / "test/cat").mkdir()
-    (folder / "test/cat/a.png").write_bytes(USABLE["rgb.png"])
+def into(*tops: str):
+    """Copies of the classes below each of these folders, in place of the classes."""
+
+    def change(folder) -> None:
+        folder.rename(folder.with_name("classes"))
+        for top in tops:
+            shutil.copytree(folder.with_name("classes"), folder / top)
+
+    return change
+
+
+def flat(*tops: str):
+    """Folders of images without classes, beside what is there."""
+
+    def change(folder) -> None:
+        for top in tops:
+            shutil.copytree(folder / "cat", folder / top)
+
+    return change
+
+
+def both(*changes):
+    return lambda folder: [change(folder) for change in changes]
+
+
+def without_images(folder, name: str = "bad") -> None:
+    (folder / name).mkdir()
+    (folder / name / "bad.txt").write_bytes(b"no image at all")
+
+
+def given_without_images(folder) -> None:
+    into("train", "test")(folder)
+    without_images(folder / "train")
 
 
 FAULTY = {
@@ -250,9 +447,25 @@ FAULTY = {
     "an empty folder": (lambda folder: [shutil.rmtree(folder / kind) for kind in ("cat", "dog")], "0 folders"),
     "few images": (lambda folder: [p.unlink() for p in sorted((folder / "dog").iterdir())[3:]], "'dog' has 3 usable"),
     "few usable": (lambda folder: [p.write_bytes(b"") for p in sorted((folder / "dog").iterdir())[2:]], "has 2 usable"),
-    "an image in no class": (outside, "loose.png: an image outside the classes' folders"),
-    "a dangling link": (lambda folder: (folder / "cat/link.png").symlink_to("nowhere"), "no file that can be read"),
-    "a pipe": (lambda folder: os.mkfifo(folder / "cat/pipe.png"), "no file that can be read; take it away"),
+    "a class without images": (without_images, "class 'bad' has 0 usable images .+ or take its folder away"),
+    "no images in a given split": (given_without_images, "class 'bad' has 0 usable images .+ or take its folder away"),
+    "splits and another folder": (
+        into("train", "test", "extra"),
+        r"the splits 'test', 'train' beside other folders, such as 'extra'; allowed: classes alone",
+    ),
+    "a split and a class": (into("Train", "dogs"), "the splits 'Train' beside other folders, such as 'dogs'"),
+    "two names of splits and a class": (flat("train", "test"), "'test', 'train' beside other folders, such as 'cat'"),
+    "splits without classes": (
+        both(flat("train", "test"), lambda folder: [shutil.rmtree(folder / kind) for kind in ("cat", "dog")]),
+        "no classes' folders in 'test'; allowed: classes alone",
+    ),
+    "a test split without classes": (
+        both(into("train", "test"), lambda folder: shutil.rmtree(folder / "test"), lambda f: without_images(f, "test")),
+        "no classes' folders in 'test'",
+    ),
+    "train alone": (into("train"), "no splits but 'train'; allowed"),
+    "no train": (into("test", "val"), "no splits but 'test', 'val'; allowed"),
+    "a split twice": (into("train", "val", "Validation"), "one split twice among 'Validation', 'train', 'val'"),
 }
 
 
@@ -272,6 +485,27 @@ def test_the_command_prints_the_entry_or_one_line(tmp_path, capsys):
     assert entry == describe_folder(tmp_path / "photos", size=(16, 20))
     assert main(["describe", "made", str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [".", "data", "studies/one"])
+def test_the_lists_of_what_is_amiss_are_named_with_a_path_that_holds_from_anywhere(
+    place, tmp_path, monkeypatch, capsys
+):
+    """DVC prints the message from data/, and the user stands elsewhere."""
+    fill(tmp_path / "photos/train", 40)
+    shutil.copytree(tmp_path / "photos/train", tmp_path / "photos/test")
+    (tmp_path / "photos/train/cat/bad.png").write_bytes(b"")
+    for folder in ("data", "studies/one"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = yaml.safe_dump({"datasets": {"made": describe_folder(tmp_path / "photos")}}, sort_keys=False)
+    (tmp_path / "data/params.yaml").write_text(text)
+    (tmp_path / "studies/one/params.yaml").write_text("root: ../..\n")
+    monkeypatch.chdir(tmp_path / place)
+    assert main(["fetch", "made"]) == main(["prepare", "made"]) == 0
+    report = tmp_path / "data/prepared/made/report"
+    assert f"see {report / 'quarantine.csv'}; 40 images stand in two splits, see {report / 'duplicates.csv'}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_described_folder_is_an_entry_of_the_catalogue(tmp_path):

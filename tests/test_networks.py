@@ -153,6 +153,21 @@ def test_one_row_of_logits_an_image_whatever_its_size(name):
         assert len(outputs.logits) == len(outputs.maps)
 
 
+@pytest.mark.parametrize("name", FORMS.split())
+def test_exits_fit_images_of_any_proportion(name):
+    """An exit's kernel is the ratio of heights by that of widths: with one number, of the widths, it was larger
+    than the map of a low and wide image."""
+    for size in ((33, 47), (128, 64), (16, 256), (64, 24)):
+        with torch.device("meta"):
+            network = models.build(name, channels=3, classes=7, size=size, exits=True, seed=0).eval()
+        outputs = network(torch.zeros(2, 3, *size, device="meta"))
+        assert {tuple(found.shape) for found in outputs.logits} == {(2, 7)}
+        for shallow, found in zip(network.exits, outputs.maps, strict=False):
+            made, wanted = shallow.bottleneck(found).shape[2:], outputs.maps[-1].shape[2:]
+            # of odd sizes the ratio is rounded down
+            assert all(side <= found_side < 2 * side for found_side, side in zip(made, wanted, strict=True)), size
+
+
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_a_step_reaches_every_parameter_and_exits_agree_with_the_whole(name):
     network = models.build(name, channels=1, classes=5, size=(16, 16), exits=True, seed=0)

@@ -235,7 +235,11 @@ def test_a_study_of_studies_resolves_through_the_shared_file(project):
     assert link.is_symlink()
     assert link.resolve() == (project / "dvc.yaml").resolve()
     assert "studies/" not in project.run("dvc", "stage", "list", "--all", "--name-only").stdout
-    planned = jobs(project.run("snakemake", "-n", "--config", "study=fashion-mnist").stdout)
+    said = project.run("snakemake", "-n", "--config", "study=fashion-mnist", "runtime=777", "mem_mb=3210").stdout
+    asked = dict(re.findall(r"^rule (\w+):.*?resources: .*?(runtime=\d+, gpu=\d+, mem_mb=\d+)", said, re.DOTALL | re.M))
+    for rule, resources in asked.items():
+        assert (resources == "runtime=777, gpu=0, mem_mb=3210") == ("_train_" in rule or "_distill_" in rule), rule
+    planned = jobs(said)
     content = yaml.safe_load((project / "studies/fashion-mnist/params.yaml").read_text())
     assert len([j for j in planned if "_train_" in j]) == len(content["methods"]) * len(content["seeds"])
     assert {"data_dvc_yaml_fetch_fashion_mnist", "data_dvc_yaml_prepare_fashion_mnist"} <= planned

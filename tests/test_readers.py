@@ -1,5 +1,6 @@
 """Readers of published data sets, on archives made in their layout."""
 
+import csv
 import gzip
 import hashlib
 import io
@@ -316,6 +317,8 @@ def test_corrupt_and_repeated_images_of_imagenet_are_listed(mirror):
     assert report["quarantined"] == 1
     assert "train,n02/n02_1.JPEG," in (folder / "report/quarantine.csv").read_text()
     assert sum(report["duplicates"].values()) == report["duplicates_with_another_label"] == 1
+    (row,) = csv.DictReader((folder / "report/duplicates.csv").open())
+    assert (row["first_name"], row["second_name"]) == ("n01/n01_0.JPEG", "ILSVRC2012_val_00000003.JPEG")
 
 
 def test_an_archive_that_changed_after_it_was_fetched_is_not_read(mirror):

@@ -33,7 +33,8 @@ def test_p_is_of_a_paired_t_test():
     assert paired_p(np.subtract(a, b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert math.isnan(paired_p([1.0]))
     assert paired_p([0.0, 0.0, 0.0]) == 1
-    assert paired_p([0.5, 0.5, 0.5]) == 0
+    assert paired_p([0.5, 0.5, 0.5]) == 2 / 8
+    assert paired_p([-20, -20]) == paired_p([100 * (2 / 5 - 1 / 5), 100 * (1 / 5 - 0 / 5)]) == 1 / 2
 
 
 def test_holm_adjusts_for_the_number_of_comparisons():

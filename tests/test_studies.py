@@ -103,6 +103,9 @@ def test_dvc_resolves_its_stages(name, resolved):
         "evaluate_students": count * len(study.students),
         "evaluate_taught": count * len(study.taught),
         "evaluate_teachers": len(study.teacher_models),
+        "robustness": count * len(study.methods) * len(study.robustness),
+        "robustness_students": count * len(study.students) * len(study.robustness),
+        "robustness_taught": count * len(study.taught) * len(study.robustness),
         **dict.fromkeys(("tables", "figures", "page"), 1),
     }
     assert kinds == Counter(wanted)
@@ -278,6 +281,27 @@ def test_a_new_study_of_a_folder_of_images(here, capsys):
     text = (here / "data/params.yaml").read_text()
     assert text.startswith(before.rstrip("\n"))
     assert read_catalogue(here / "data/params.yaml").datasets["photos"].classes == ["class0", "class1"]
+
+
+@pytest.mark.parametrize("name", ["a\nb: c", "a\rb", "#: \"'", "\u2028x", "größe"])
+def test_a_folder_of_any_name_stands_in_a_comment(name, here):
+    folder = photos(here.parent / name)
+    assert main(["study", "new", "photos", "--data", str(folder)]) == 0
+    first = (here / "studies/photos/params.yaml").read_text().splitlines()[0]
+    shown = name.encode("unicode_escape").decode() if not name.isprintable() else name
+    assert first == f"# {shown}: your own images, from {here.parent / shown}."
+    sources = read_catalogue(here / "data/params.yaml").datasets["photos"].files[0].sources
+    assert sources == [f"folder://{folder}"]
+
+
+def test_a_size_that_is_not_allowed_is_told_as_it_was_given(here, capsys):
+    before = snapshot(here)
+    for command in (["study", "new", "photos", "--data"], ["describe", "photos"]):
+        assert main([*command, str(photos(here.parent / command[0])), "--size", "0", "0"]) == 1
+        said = capsys.readouterr().err
+        assert "--size 0 0 is not allowed; allowed: H and W from 4 to 4096" in said
+        assert len(said.splitlines()) == 1
+    assert snapshot(here) == before
 
 
 def test_a_folder_that_is_described_already_gets_its_study(here, capsys):

@@ -19,6 +19,14 @@ except ConfigError as error:
     sys.exit(2)
 
 
+# what a training asks for, in place of dvc.yaml's `meta`: minutes, and MB of all its processes
+ASKED = {key: int(config[key]) for key in ("runtime", "mem_mb") if key in config}
+
+
+def resources_of(stage):
+    return stage.resources | (ASKED if stage.trains else {})
+
+
 def rule_name(stage):
     return re.sub(r"\W", "_", stage.address)
 

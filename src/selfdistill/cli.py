@@ -20,7 +20,21 @@ STUDY = Path("params.yaml")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for a faulty configuration."""
-    options = parser().parse_args(arguments)
+    try:
+        try:
+            options = parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # --help and --version leave from here
+        code = carried_out(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return 1
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    """The exit code of one command, after a line of what it could not do."""
     try:
         return options.run(options) or 0
     except ConfigError as error:
@@ -83,7 +97,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("name", help="of the data set")
     sub.add_argument("folder", type=Path, help="that holds the images; it stays where it is")
-    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
 
     cell = argparse.ArgumentParser(add_help=False)
@@ -112,6 +128,17 @@ def parser() -> argparse.ArgumentParser:
         "metrics, to results/records.",
     )
     sub.set_defaults(run=evaluate)
+    sub = commands.add_parser(
+        "robustness",
+        parents=[cell],
+        help="stage: test on other images, new or corrupted ones",
+        description="Test the runs of a method, all seeds, on a data set of test images alone, one of the study's "
+        "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
+        "to results/records/robustness.",
+        epilog="Example: selfdistill robustness --model resnet18 --method byot --data cifar100-c",
+    )
+    sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
+    sub.set_defaults(run=robustness)
     command(
         "tables",
         tables,
@@ -285,7 +312,9 @@ def add_studies(studies: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("name", help="of the data set and of the study")
     sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="that holds the images")
-    sub.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images (default: by them)")
+    sub.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
 
 
@@ -362,7 +391,7 @@ def prepare(options) -> None:
     except (OSError, ValueError, FetchError) as error:
         raise UserError(error) from None
     counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
-    lists = folder / "prepared" / options.name / "report"
+    lists = (folder / "prepared" / options.name / "report").resolve()  # DVC prints this from data/
     bad, twice = report["quarantined"], sum(report["duplicates"].values())
     notes = f"; {bad:,} files could not be used, see {lists / 'quarantine.csv'}" if bad else ""
     notes += f"; {twice:,} images stand in two splits, see {lists / 'duplicates.csv'}" if twice else ""
@@ -435,6 +464,17 @@ def evaluate(options) -> None:
     from selfdistill.evaluation.run import evaluate_method
 
     evaluate_method(study, model=options.model, method=options.method)
+
+
+def robustness(options) -> None:
+    study = read_cell(options)
+    if options.data not in study.robustness:
+        known = ", ".join(study.robustness) or "none"
+        raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
+    numerics(study, devices=1)
+    from selfdistill.evaluation.robustness import evaluate_robustness
+
+    evaluate_robustness(study, model=options.model, method=options.method, name=options.data)
 
 
 def numerics(study: Study, devices: int = 0) -> None:
@@ -594,6 +634,8 @@ def show_study(options) -> None:
         if names := getattr(study, key):
             network = study.teacher_of(names[0])[1] or "the same network"
             print(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
+    if study.robustness:
+        print(f"robustness {', '.join(study.robustness)}, on which every network is tested too")
     print(f"cells      {len(study.cells())}, seeds {', '.join(map(str, study.seeds))}, {study.recipe.epochs} epochs\n")
     unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
     print(f"{'network':20} {'parameters':>12} {'million MACs':>13} {'10^15 FLOPs':>13} {unit:>10}")

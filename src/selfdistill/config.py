@@ -63,7 +63,8 @@ class Study(Strict):
     """A study: one data set, one recipe, models x methods x seeds.
 
     students learn from the `teacher` method's network of their own model and seed, taught from that of
-    `teacher_models`, a network that the study trains with this one method only.
+    `teacher_models`, a network that the study trains with this one method only.  robustness: data sets of test
+    images alone, new or corrupted ones, on which every network of `models` is tested, too.
     """
 
     root: str = Field(min_length=1)
@@ -73,6 +74,7 @@ class Study(Strict):
     students: list[Name]
     teacher_models: list[NetworkName] = Field(max_length=1)
     taught: list[Name]
+    robustness: list[Name]
     teacher: Name
     control: Name
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
@@ -82,7 +84,10 @@ class Study(Strict):
 
     @property
     def data_folder(self) -> Path:
-        return Path(self.root) / "data" / "prepared" / self.dataset
+        return self.prepared(self.dataset)
+
+    def prepared(self, dataset: str) -> Path:
+        return Path(self.root) / "data" / "prepared" / dataset
 
     @property
     def results(self) -> Path:
@@ -214,6 +219,8 @@ def read_catalogue(path: Path) -> Catalogue:
             faults.append(f"datasets.{name}.tests: {entry.tests!r} is not allowed beside `split`; allowed: one of both")
         if entry.tests is not None and entry.tests not in catalogue.datasets:
             faults.append(f"datasets.{name}.tests: {entry.tests!r}; {nearest(entry.tests, list(catalogue.datasets))}")
+        elif entry.tests is not None and entry.classes != catalogue.datasets[entry.tests].classes:
+            faults.append(f"datasets.{name}.classes: not those of {entry.tests}; allowed: the same, in the same order")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return catalogue
@@ -361,7 +368,7 @@ def names_in(content: dict, key: str) -> list[str]:
 
 def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     """Faults that no single value shows, found on the raw file so that they are told with the others."""
-    for key in ("models", "methods", "students", "teacher_models", "taught", "seeds"):
+    for key in ("models", "methods", "students", "teacher_models", "taught", "robustness", "seeds"):
         entries = content.get(key)
         if isinstance(entries, list):
             twice = [e for i, e in enumerate(entries) if e in entries[:i]]
@@ -503,6 +510,10 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
         known = [name for name, other in catalogue.datasets.items() if other.split is not None]
         yield f"dataset: {dataset!r} has no training images of classes; allowed: {', '.join(known)}"
         return
+    of_it = [name for name, other in catalogue.datasets.items() if other.tests == dataset]
+    for i, name in enumerate(names_in(content, "robustness")):
+        if name not in of_it:
+            yield f"robustness[{i}]: {name!r} does not test networks of {dataset}; {nearest(name, of_it)}"
     size = entry.split.train
     recipe = content.get("recipe")
     batch = recipe.get("batch_size") if isinstance(recipe, dict) else None

@@ -22,7 +22,7 @@ class Stage:
 
     address: as DVC names it.  pending: dependencies that a stale stage will make anew; settled: all
     others.  marker: a file newer than the outputs exactly if the stage is stale, that is, changed or
-    downstream of a changed one.  own: a stage of the study itself, not of its data.  threads,
+    downstream of a changed one.  own: a stage of the study itself, not of its data.  trains: a training.  threads,
     resources: as Snakemake counts them, by name (gpu, mem_mb in MB, runtime in minutes).
     """
 
@@ -32,6 +32,7 @@ class Stage:
     outs: tuple[str, ...]
     marker: str
     own: bool
+    trains: bool
     threads: int
     resources: dict[str, int]
 
@@ -68,6 +69,7 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
                 outs=tuple(relative(out) for out in stage.outs),
                 marker=str(marker(stage)),
                 own=stage in own,
+                trains=(stage.meta or {}).get("each") == "process",
                 **needs(stage.meta or {}, study.recipe),
             )
             for stage in needed

@@ -199,6 +199,7 @@ methods:                # `selfdistill methods` lists what there is
 students: []            # methods that learn from a trained network: the teacher's, same model and seed
 teacher_models: []      # a larger network that teaches `taught`
 taught: []
+robustness: []          # test sets of other images, such as corrupted ones
 teacher: plain
 control: plain          # what every method is compared with, seed by seed
 seeds:
@@ -262,8 +263,8 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
         raise other
     train, side = entry["split"]["train"], min(entry["image"]["size"])
     text = TEMPLATE.format(
-        title=entry["title"],
-        folder=data.resolve(),
+        title=on_one_line(entry["title"]),
+        folder=on_one_line(str(data.resolve())),
         name=name,
         dataset=yaml.safe_dump(name).splitlines()[0],  # quoted where it would be a number or a truth
         model="resnet10-slim",
@@ -286,6 +287,11 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return target
+
+
+def on_one_line(text: str) -> str:
+    """For a comment: line breaks and whatever else cannot be printed as Python would write them."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def as_entry(name: str, entry: dict) -> str:

@@ -8,6 +8,7 @@ leaves its folder, a member is a link or a device, stands there twice, or unpack
 import gzip
 import re
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -22,6 +23,10 @@ KNOWN = TAR + GZIPPED_TAR + ZIP
 # An archive of photographs or arrays hardly shrinks; deflate at its utmost makes 1,032 bytes of one.
 RATIO = 100
 
+# Bytes of a header that extends another one: names of 1,024 bytes and attributes need less.  Some of tarfile's
+# patterns take time with the square of it (CVE-2024-6232): 0.3 s for so many.
+HEADER = 2**14
+
 # All that a damaged archive makes the standard library raise; a chain of long names ends in a RecursionError.
 DAMAGED = (
     tarfile.TarError,
@@ -30,8 +35,12 @@ DAMAGED = (
     EOFError,
     OSError,
     ValueError,
+    IndexError,
+    OverflowError,
+    MemoryError,
     RecursionError,
     NotImplementedError,
+    struct.error,
 )
 
 
@@ -88,12 +97,49 @@ def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, BinaryIO]]:
         content = stack.enter_context(open(path, "rb"))
         if path.name.endswith(GZIPPED_TAR):
             content = stack.enter_context(gzip.open(content))
-        tar = stack.enter_context(tarfile.open(fileobj=Bounded(content, most), mode="r|"))
+        tar = stack.enter_context(tarfile.open(fileobj=Bounded(content, most), mode="r|", tarinfo=Member))
         once = Once()
         for member in tar:
             name = regular(member)
             if name is not None:
                 yield once(name), member.size, tar.extractfile(member)
+
+
+class Member(tarfile.TarInfo):
+    """A header that is refused before tarfile believes what it says of bytes that follow.
+
+    Of a file of holes tarfile reads a map as long as that map says, also past the end: the map is not read."""
+
+    EXTENDING = (
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in cls.EXTENDING and member.size > HEADER:
+            raise ArchiveError(f"a header of {member.size:,} bytes; allowed: {HEADER:,}")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            member._proc_sparse(None)
+        return member.of_a_size()
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "Member":
+        return super().fromtarfile(tar).of_a_size()  # again, for a header that extends it may say another
+
+    def of_a_size(self) -> "Member":
+        if self.size < 0:
+            raise ArchiveError(f"{self.name[:80]!a} has {self.size:,} bytes")
+        return self
+
+    def _proc_sparse(self, *_) -> None:
+        raise ArchiveError(f"{self.name[:80]!a} is a device or another special file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_sparse
 
 
 def regular(member: tarfile.TarInfo) -> str | None:
@@ -161,7 +207,7 @@ def tar_index(file: BinaryIO, end: int | None = None) -> dict[str, tuple[int, in
         file.seek(here)
     once, found = Once(), {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             for member in tar:
                 if member.offset_data + member.size > end:
                     raise ArchiveError(f"{member.name[:80]!a} is cut off")

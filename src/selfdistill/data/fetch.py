@@ -9,11 +9,13 @@ A hash that the catalogue lacks is taken from the first file that comes, told, a
 `pins/<name>.json` beside `raw/`: from then on nothing else is accepted.  That file belongs into Git.
 """
 
+import codecs
 import gzip
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ PAUSE = 1.0  # seconds before the second try, twice as long before each that fol
 TIMEOUT = 10, 60  # seconds to connect, and without a byte
 DOWNLOAD = "download-"  # and the file's name
 CHUNK = 2**16  # a broken connection loses as much at most
+RESERVE = 2**30  # bytes of the disk that a download of which nobody knows the size leaves to everything else
 
 
 class FetchError(Exception):
@@ -211,16 +214,20 @@ def whole(place: Place, file) -> Found:
 
 def unpacked(place: Place, file) -> list[tuple]:
     """Stage the wanted members, as they lie in the mirror or from the archive: [(file or member, Found)]."""
-    paths = [in_mirror(place.name, member.name) for member in file.unpacked]
-    known = all(place.sha256(member) or member.md5 for member in file.unpacked)
+    paths = [in_mirror(place.name, member.name, member.bytes) for member in file.unpacked]
     found = []
-    if all(paths) and known:
+    if all(paths) and verifiable(place, file):
         for member, path in zip(file.unpacked, paths, strict=True):
             found.append((member, digests(path, copy=place.staged(member.target), md5=True)))
             refuse(path, place.fault(path, found[-1][1], member))
         return found
     path, whole_archive = archive(place, file)
     return [(file, whole_archive), *checked(place, file, lambda: take_out(place, file, path))]
+
+
+def verifiable(place: Place, file) -> bool:
+    """Whether the members of an archive can be told from others without it."""
+    return all(place.sha256(member) or member.md5 for member in file.unpacked)
 
 
 def checked(place: Place, file, action):
@@ -318,9 +325,16 @@ def looks_like(path: Path, name: str) -> bool:
     return head.startswith(FIRST_BYTES.get(Path(name).suffix, b"")) and not is_page(path)
 
 
+# What a web page may begin with, by and large as browsers tell one; no CSV, archive or array does.
+PAGE = (b"<!doctype", b"<!--", b"<html", b"<head", b"<body", b"<title", b"<meta", b"<script", b"<?xml")
+
+
 def is_page(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+        head = file.read(4096)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        head = head[2:].replace(b"\0", b"")
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(PAGE)
 
 
 # ---- where files come from ----
@@ -343,16 +357,17 @@ def archive(place: Place, file) -> tuple[Path, Found]:
         except (FetchError, OSError, ValueError) as error:
             failures.append(f"{source}: {str(error).splitlines()[0]}")
     size = f" ({file.bytes:,} bytes)" if file.bytes else ""
+    looked = not_in_mirror(place, file)
     if not failures:
         how = f"SHA-256 {place.sha256(file)}" if place.sha256(file) else f"MD5 {file.md5}" if file.md5 else None
         raise FetchError(
-            f"{place.name}: {file.name}{size} must be obtained by you: {place.entry.obtain}. Put it into a folder and "
-            f"name the folder in {MIRROR}; "
+            f"{place.name}: {file.name}{size} must be obtained by you: {place.entry.obtain}{looked}. Put it into a "
+            f"folder and name the folder in {MIRROR}; "
             + (f"it is checked by its {how}" if how else "its SHA-256 is taken from the first one and pinned")
         )
     raise FetchError(
-        f"{place.name}: {file.name}{size} could not be fetched from any source: {'; '.join(failures)}. Put the file "
-        f"into a folder and name the folder in {MIRROR} to go on without the network"
+        f"{place.name}: {file.name}{size} could not be fetched from any source: {'; '.join(failures)}{looked}. Put the "
+        f"file into a folder and name the folder in {MIRROR} to go on without the network"
     )
 
 
@@ -362,20 +377,75 @@ def verified(place: Place, path: Path, file) -> Found:
     return found
 
 
-def in_mirror(name: str, relative: str) -> Path | None:
-    """Where the mirror folder holds a file: under its name, or under the data set's and its name."""
-    if not os.environ.get(MIRROR):
+def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
+    """Where the mirror folder holds a file: under its name, or under the data set's and its name.
+
+    size: of a member of an archive.  Such a one may lie under the last parts of its name too, for the folder that
+    holds it may itself be the mirror; as `train` is a name that others have, what is not of that size is another file.
+    """
+    folder = mirror_folder()
+    if folder is None:
         return None
-    folder = Path(os.environ[MIRROR])
-    if not folder.is_dir():
-        raise FetchError(f"{MIRROR}={folder}: no such folder; it names the folder that holds the published files")
     for path in (folder / relative, folder / name / relative):
         if path.is_file():
             return path
         if os.path.lexists(path):  # a pipe, read, would wait for ever
             kind = "a folder" if path.is_dir() else "no file that can be read"
             raise FetchError(f"{path}: {kind}; put the published file {Path(relative).name} itself there")
+    for tail in tails(relative):
+        for path in (folder / tail, folder / name / tail):
+            if os.path.isfile(path) and path.stat().st_size == size:
+                return path
     return None
+
+
+def mirror_folder() -> Path | None:
+    """The absolute folder that MIRROR names, None where it names none.
+
+    DVC runs a stage in data/, wherever the user stood who named it: a relative one that is not here is looked for
+    in the folders above, up to the repository's top.
+    """
+    named = os.environ.get(MIRROR)
+    if not named:
+        return None
+    looked = [place / named for place in here_to_top()] if not Path(named).is_absolute() else [Path(named)]
+    for folder in looked:
+        if folder.is_dir():
+            return folder
+    raise FetchError(
+        f"{MIRROR}={named}: no such folder ({' nor '.join(map(str, looked))}); it names the folder that holds the "
+        "published files"
+    )
+
+
+def here_to_top() -> list[Path]:
+    """The working folder, and those above it up to the repository's top if it lies in one."""
+    here = Path.cwd()
+    places = [here, *here.parents]
+    tops = [i for i, place in enumerate(places) if (place / "data" / "params.yaml").is_file()]
+    return places[: tops[0] + 1] if tops else [here]
+
+
+def tails(relative: str) -> list[str]:
+    """b/c and c of a/b/c."""
+    parts = relative.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]
+
+
+def not_in_mirror(place: Place, file) -> str:
+    """What was looked for in the mirror folder and is not there; nothing where none is named."""
+    folder = mirror_folder()
+    if folder is None:
+        return ""
+    looked = f"; not found in {MIRROR}={folder} nor in {place.name}/ there: {file.name}"
+    if not verifiable(place, file):
+        return looked
+    for member in file.unpacked:
+        if in_mirror(place.name, member.name, member.bytes) is None:
+            names = [member.name] if member.bytes is None else [member.name, *tails(member.name)]
+            size = "" if member.bytes is None else f" of {member.bytes:,} bytes"
+            looked += f"; unpacked: {' or '.join(names)}{size}"
+    return looked
 
 
 def in_package(source: str) -> Path:
@@ -484,6 +554,12 @@ def receive(session, url: str, path: Path, file) -> None:
                 if total is not None and have > total:
                     path.unlink()
                     raise FetchError(f"more than {total:,} bytes come")
+                if file.bytes is None and shutil.disk_usage(path.parent).free < RESERVE:
+                    path.unlink()
+                    raise FetchError(
+                        f"{have:,} bytes came, without an end in sight, and the disk has less than {RESERVE:,} left; "
+                        "write its `bytes` into data/params.yaml, or make room"
+                    )
                 target.write(block)
                 bar.update(len(block))
     if total is not None and have < total:

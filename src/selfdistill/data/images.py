@@ -1,13 +1,15 @@
 """Image files into pixels: what can be used is used, what cannot is listed with its reason."""
 
+import csv
 import io
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -82,7 +84,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def sized(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """uint8 C x H x W, stretched to the size as `selfdistill predict` does."""
+    """uint8 C x H x W, stretched to the size; what `selfdistill predict` sees, too."""
     image = image.convert({1: "L", 3: "RGB"}[channels])
     height, width = size
     if image.size != (width, height):
@@ -131,6 +133,14 @@ def quarantined(split: str, files: ImageFiles, results: list) -> tuple[np.ndarra
     bad = [i for i, result in enumerate(results) if isinstance(result, UnusableImageError)]
     kept = np.delete(np.arange(len(files.names)), bad)
     return kept, [Quarantined(split, files.names[i], str(results[i])) for i in bad]
+
+
+def csv_of(rows: Iterable[Iterable]) -> bytes:
+    """CSV of any fields, names of files with line breaks and bytes that are not UTF-8 among them; a row's end is a
+    line feed.  The csv module quotes the signs of its own line end alone, so it is given both that readers know."""
+    lines: list[str] = []
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode(errors="surrogateescape")
 
 
 def decoded(

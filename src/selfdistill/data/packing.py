@@ -7,7 +7,6 @@ ImageNet's small images twice meanwhile.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from selfdistill.data.images import ImageFiles, Quarantined, UnusableImageError, each, packed_form, quarantined
+from selfdistill.data.splits import moments_of_sums, pixels_sha256, write_tensors
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class Packed:
         """Mean and standard deviation a channel of the stored images' pixels, from exact sums."""
         count, *sums = (int(total) for total in self.sums.sum(axis=0))
         values, squares = sums[: self.channels], sums[self.channels :]
-        std = [math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(values, squares, strict=True)]
-        return np.array([s / (255 * count) for s in values]), np.array(std)
+        return moments_of_sums(count, values, squares)
 
     def write(self, folder: Path, part: str) -> str:
         """The files of a split; the SHA-256 of its pixels."""
-        from selfdistill.data.prepare import pixels_sha256, write_tensors
         from selfdistill.data.prepared.packed import centre_cropped, write_packed
 
         if part == "train":

@@ -11,68 +11,21 @@ N x C x H x W, labels int64 N), or with `image_files(raw, entry)` -> the same of
 images alone has `tests(raw, entry)`, which yields (name, tensors).
 """
 
-import csv
-import hashlib
-import io
 import itertools
 import json
-import math
-import os
 import shutil
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
-from sklearn.model_selection import train_test_split
 
-from selfdistill.data.images import DISTRACTOR, JUNK, Quarantined, decoded
+from selfdistill.data.images import DISTRACTOR, JUNK, Quarantined, csv_of, decoded
 from selfdistill.data.packing import spooled
+from selfdistill.data.splits import Pixels, pixels_sha256, split, write_tensors
 from selfdistill.files import write_atomically
 
+DUPLICATES = "splits", "first", "second", "labels", "first_name", "second_name"  # columns
 FOLDERS = {"train": "training", "validation": "training"}  # all else is test
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Usable images of a published split: uint8 N x C x H x W, labels and their numbers there, int64 N; where
-    labels are identities, cameras, int64 N."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    numbers: np.ndarray
-    cameras: np.ndarray | None = None
-
-    @property
-    def channels(self) -> int:
-        return self.images.shape[1]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.images.shape[2:]
-
-    def select(self, rows: np.ndarray) -> "Pixels":
-        cameras = None if self.cameras is None else self.cameras[rows]
-        return Pixels(self.images[rows], self.labels[rows], self.numbers[rows], cameras)
-
-    def sha256(self) -> str:
-        labels = self.labels if self.cameras is None else np.stack([self.labels, self.cameras])
-        return pixels_sha256(self.images, labels)
-
-    def fingerprints(self) -> list[bytes]:
-        return [hashlib.blake2b(image.tobytes(), digest_size=32).digest() for image in self.images]
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        return moments(self.images)
-
-    def write(self, folder: Path, part: str) -> str:
-        """The file of a split; the SHA-256 of its pixels."""
-        tensors = {"images": self.images, "labels": self.labels, "indices": self.numbers}
-        if self.cameras is not None:
-            tensors |= {"identities": tensors.pop("labels"), "cameras": self.cameras}
-        write_tensors(folder / f"{part}.safetensors", tensors)
-        return self.sha256()
 
 
 def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
@@ -92,7 +45,7 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
     if entry.split is None:
         return prepare_tests(name, entry, reader, raw / name, folder, classes)
     try:
-        published, bad = read_published(name, entry, reader, raw / name, spool)
+        published, files, bad = read_published(name, entry, reader, raw / name, spool)
         found = max(int(source.labels.max()) + 1 for source in published.values() if source.cameras is None)
         if found > len(classes):
             raise ValueError(f"{name}: {found} classes in the files, {len(classes)} in the catalogue's `classes`")
@@ -102,7 +55,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
             hashes[part], counts[part] = chosen.write(folder / FOLDERS.get(part, "test"), part), len(rows)
             labels = chosen.labels.tolist()
             names = [classes[i] for i in labels] if chosen.cameras is None else list(map(str, labels))
-            fingerprints[part] = chosen.fingerprints(), names
+            of = files.get(source)
+            fingerprints[part] = chosen.fingerprints(), names, of and [of[i] for i in chosen.numbers.tolist()]
             if part == "train":
                 mean, std = chosen.moments()
                 channels, size = chosen.channels, list(chosen.size)
@@ -115,6 +69,8 @@ def prepare(name: str, entry, raw: Path, prepared: Path) -> dict:
         "channels": channels,
         "size": size,
         "counts": counts,
+        "quarantined": len(bad),
+        "shorter_side": entry.image.shorter_side if entry.image else None,
         "split": dict(vars(entry.split)),
         "mean": np.round(mean, 6).tolist(),
         "std": np.round(std, 6).tolist(),
@@ -175,12 +131,13 @@ def class_names(name: str, entry, reader, raw: Path) -> list[str]:
     return list(named or entry.classes)
 
 
-def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[dict, list[Quarantined]]:
-    """The published splits, by name, of usable images, and what cannot be used."""
+def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[dict, dict, list[Quarantined]]:
+    """The published splits, by name, of usable images; of those of image files, the names of all their files, by
+    the published numbers; and what cannot be used."""
     if hasattr(reader, "read"):
         splits = reader.read(raw)
         counted(name, entry, {part: len(labels) for part, (_, labels) in splits.items()})
-        return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, []
+        return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, {}, []
     published, bad, form = {}, [], entry.image
     if form is None:
         raise ValueError(f"{name}: no `image` in the catalogue; write the size and channels of its images there")
@@ -196,7 +153,7 @@ def read_published(name: str, entry, reader, raw: Path, spool: Path) -> tuple[di
         bad += unusable
         if not len(published[part].labels):
             raise ValueError(f"{name}: none of the {len(files.names)} files of {part!r} can be used: {bad[-1].reason}")
-    return published, bad
+    return published, {part: files.names for part, files in splits.items()}, bad
 
 
 def counted(name: str, entry, found: dict[str, int]) -> None:
@@ -204,53 +161,7 @@ def counted(name: str, entry, found: dict[str, int]) -> None:
         raise ValueError(f"{name}: {found} images in the files, {entry.images} in the catalogue's `images`")
 
 
-def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
-    """{"train" | "validation" | "test": (published split, rows int64)} from {"train", "test"}, {"all"}, or
-    {"train", "validation", "test"}, where all of train and validation must be asked for.  What is published
-    beside train and validation is test, under its own name and whole, but for junk.
-
-    published: what has `labels`; sizes: `selfdistill.config.SplitSizes`.
-    """
-    train, validation, seed = sizes.train, sizes.validation, sizes.seed
-    source = "train" if "train" in published else "all"
-    labels = published[source].labels
-    count = len(labels)
-    tests = {
-        part: (part, np.flatnonzero(found.labels != JUNK))
-        for part, found in published.items()
-        if part not in (source, "validation")
-    }
-    if "validation" in published:
-        given = count, len(published["validation"].labels)
-        if given != (train, validation):
-            raise ValueError(f"split: {train} + {validation} images asked for, {given[0]} + {given[1]} given")
-        return {part: (part, np.arange(len(published[part].labels))) for part in FOLDERS} | tests
-    spare = count - train - validation
-    if spare < (0 if tests else 1):
-        raise ValueError(f"split: {train} + {validation} images asked for, {count} there")
-    chosen, rest = train_test_split(np.arange(count), train_size=train, stratify=labels, random_state=seed)
-    if spare:
-        held_out, rest = train_test_split(rest, train_size=validation, stratify=labels[rest], random_state=seed)
-    else:  # what a stratified draw leaves is stratified too
-        held_out = rest
-    parts = {"train": (source, np.sort(chosen)), "validation": (source, np.sort(held_out))}
-    return parts | (tests or {"test": (source, np.sort(rest))})
-
-
 # ---- the files ----
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A safetensors file, whole or not there, without a second copy in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -270,51 +181,27 @@ def write_report(folder: Path, entry, counts: dict, published: dict, bad: list[Q
         "duplicates_with_another_label": sum(row["labels"] == "different" for row in twice),
     }
     write_csv(folder / "quarantine.csv", ("split", "name", "reason"), [vars(image) for image in bad])
-    write_csv(folder / "duplicates.csv", ("splits", "first", "second", "labels"), twice)
+    write_csv(folder / "duplicates.csv", DUPLICATES, twice)
     write_json(folder / "report.json", report)
     return report
 
 
 def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    write_atomically(path, csv_of([columns, *([row[column] for column in columns] for row in rows)]))
 
 
-def duplicates(fingerprints: dict[str, tuple[list[bytes], list[str]]]) -> list[dict]:
-    """Images of one split whose pixels stand in an earlier one too, by their rows in both files.
+def duplicates(fingerprints: dict[str, tuple[list[bytes], list[str], list[str] | None]]) -> list[dict]:
+    """Images of one split whose pixels stand in an earlier one too, by their rows in both files, and by the names of
+    the files that they were, where these are known.
 
-    fingerprints: of each split's images, and the names of their classes or persons."""
+    fingerprints: of each split's images, the names of their classes or persons, and those of their files."""
     rows = []
-    for (a, (earlier, labels)), (b, (later, others)) in itertools.combinations(fingerprints.items(), 2):
+    for (a, (earlier, labels, files)), (b, (later, others, further)) in itertools.combinations(fingerprints.items(), 2):
         first = {pixels: i for i, pixels in reversed(list(enumerate(earlier)))}
         for j, pixels in enumerate(later):
             if pixels in first:
                 i = first[pixels]
                 same = "equal" if labels[i] == others[j] else "different"
-                rows.append({"splits": f"{a}, {b}", "first": i, "second": j, "labels": same})
+                names = {"first_name": files[i] if files else "", "second_name": further[j] if further else ""}
+                rows.append({"splits": f"{a}, {b}", "first": i, "second": j, "labels": same} | names)
     return rows
-
-
-def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation a channel, float64 C, of uint8 N x C x H x W as numbers from 0 to 1.
-
-    From sums of integers: exact, and of some images at a time: their squares take twice their memory.
-    """
-    count = images.size // images.shape[1]
-    some = [images[i : i + 4096] for i in range(0, len(images), 4096)]
-    sums = sum(part.sum(axis=(0, 2, 3), dtype=np.uint64) for part in some).tolist()
-    squares = sum(np.square(part, dtype=np.uint16).sum(axis=(0, 2, 3), dtype=np.uint64) for part in some).tolist()
-    mean = [s / (255 * count) for s in sums]
-    std = [math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(sums, squares, strict=True)]
-    return np.array(mean), np.array(std)
-
-
-def pixels_sha256(images: np.ndarray, labels: np.ndarray) -> str:
-    """Of shape, decoded pixels and labels: equal hashes mean equal data, whatever the file format."""
-    digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
-    digest.update(labels.astype("<i8").tobytes())
-    return digest.hexdigest()

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from selfdistill.data.images import UnusableImageError, packed_form, sized, upright
 from selfdistill.data.prepared import Dataset
+from selfdistill.data.prepared.packed import centre_cropped
 from selfdistill.models.trained import load_network, predict
 
 
@@ -49,14 +50,14 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
 
 
 def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
-    """An image file as uint8 C x H x W, upright, in the channels and size of the data set."""
+    """An image file as uint8 C x H x W, in the channels and size of the data set, as preparing sees it."""
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if dataset.channels == 1 else "RGB")
-        height, width = dataset.size
-        if upright.size != (width, height):
-            upright = upright.resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(ImageOps.invert(upright) if invert else upright)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        content = path.read_bytes()
+        if dataset.shorter_side is None:
+            pixels = sized(upright(content), dataset.size, dataset.channels)
+        else:
+            smaller, _ = packed_form(content, dataset.shorter_side, dataset.channels)
+            pixels = centre_cropped(smaller, dataset.size, dataset.channels).transpose(2, 0, 1)
+    except (OSError, UnusableImageError) as error:
         raise PredictError(f"{path}: no image that can be read ({error})") from None
-    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+    return 255 - pixels if invert else pixels

@@ -14,6 +14,8 @@ from selfdistill.files import write_atomically
 from selfdistill.models.trained import load_network, run_folder
 from selfdistill.training import determinism
 
+WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what a study selects
+
 
 def evaluate_method(study, *, model: str, method: str) -> None:
     """Predict the test split with every seed's run, and write predictions and records."""
@@ -44,7 +46,7 @@ def evaluate_run(results: Path, model: str, method: str, seed: int, test) -> Non
     """
     folder, device = run_folder(results, model, method, seed), str(test.images.device)
     tensors, found = test.truth(), {}
-    for selection, weights in (("last", "weights"), ("validation", "validation_best")):
+    for selection, weights in WEIGHTS.items():
         network, record = load_network(folder, device, weights)
         dataset = Dataset(**record["dataset"])
         tensors[selection] = test.outputs(network, dataset)

@@ -1,17 +1,18 @@
-"""Networks of the timm library, by its names: a backbone cut after the last four stages that it names.
+"""Networks of the timm library, by its names: a backbone cut into the stages that it names.
 
-timm lists in `feature_info` which modules' outputs are of use as feature maps; those are the sections.  No
-weights are downloaded.  Imported only when such a network is built: timm takes some seconds.
+timm lists in `feature_info` which modules' outputs are of use as feature maps.  Of those the last four are the
+sections; where all are of one size, as a ViT's blocks are, four at equal distances.  No weights are downloaded.
+Imported only when such a network is built: timm takes some seconds.
 """
 
 import difflib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfdistill.data.vision import import_torchvision
 from selfdistill.models import NetworkError
-from selfdistill.models.sections import CutNetwork, cut, seeded
+from selfdistill.models.sections import AsMap, CutNetwork, cut, seeded
 
 SECTIONS = 4  # at most, as BYOT has; deep networks name five, the first of which is hardly more than the stem
 EXIT_WIDTH = 128
@@ -22,8 +23,9 @@ def build_network(
 ) -> CutNetwork:
     """A freshly initialised network of timm, `name` without the prefix; arguments as of `models.build`.
 
-    Raises NetworkError for a name that timm does not have, for one that does not run at this size, and for
-    one without feature maps N x C x H x W.
+    One that is made for a fixed size is made for `size`.  Raises NetworkError for a name that timm does not
+    have, for one that does not run at this size, and for one whose stages give no maps or that has no linear
+    classifier.
     """
     import_torchvision()
     import timm
@@ -31,33 +33,94 @@ def build_network(
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise NetworkError(f"timm:{name}: timm {timm.__version__} has no such network; the nearest: {', '.join(near)}")
-    with seeded(seed):
-        backbone = timm.create_model(name, in_chans=channels, num_classes=classes, pretrained=False)
-    maps = list(getattr(backbone, "feature_info", None) or [])[-SECTIONS:]
-    classifier = name_of(backbone, backbone.get_classifier())
-    if len(maps) < 2 or classifier is None:
-        raise NetworkError(f"timm:{name}: timm names no feature maps or no classifier of it; allowed: one with both")
-    sections, shape = [entry["module"] for entry in maps], (channels, *size)
+    form = {"in_chans": channels, "num_classes": classes, "pretrained": False}
     try:
-        trunk = cut(backbone, sections, classifier=classifier, input_shape=shape)
+        return cut_backbone(name, form, (channels, *size), exits, seed)
+    except NetworkError as refused:
+        try:
+            return cut_backbone(name, {**form, "img_size": tuple(size)}, (channels, *size), exits, seed)
+        except TypeError:  # it is made for any size
+            raise refused from None
+
+
+def cut_backbone(name: str, form: dict, shape: tuple[int, int, int], exits: bool, seed: int) -> CutNetwork:
+    """The same, of a backbone that timm makes of the arguments `form`; shape: C, H, W of the images."""
+    import timm
+
+    with seeded(seed):
+        try:
+            backbone = timm.create_model(name, **form)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise NetworkError(f"timm:{name}: it cannot be made so ({first_line(error)})") from None
+    stages = chosen(list(getattr(backbone, "feature_info", None) or []))
+    classifier = classifier_name(backbone)
+    if len(stages) < 2 or classifier is None:
+        lacking = "feature maps" if len(stages) < 2 else "classifier"
+        raise NetworkError(f"timm:{name}: timm names no {lacking} of it; allowed: a network with both")
+    arguments = {"classifier": classifier, "input_shape": shape, "as_map": layout(backbone, stages, shape)}
+    sections = [stage["module"] for stage in stages]
+    try:
+        trunk = cut(backbone, sections, **arguments)
         found = shapes_of(trunk, shape)
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NetworkError(f"timm:{name}: it cannot take images of {size[0]} x {size[1]} pixels ({reason})") from None
-    for entry, (_, width, *_) in zip(maps, found, strict=True):
-        if width != entry["num_chs"]:
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError, AttributeError) as error:
+        height, width = shape[1:]
+        raise NetworkError(
+            f"timm:{name}: it cannot be cut for images of {height} x {width} pixels ({first_line(error)})"
+        ) from None
+    for stage, (_, width, *_) in zip(stages, found, strict=True):
+        if width != stage["num_chs"]:
             raise NetworkError(
-                f"timm:{name}: the output of {entry['module']} has {width} in the place of its {entry['num_chs']} "
+                f"timm:{name}: the output of {stage['module']} has {width} in the place of its {stage['num_chs']} "
                 "channels; allowed: networks with maps N x C x H x W"
             )
     if not exits:
         return trunk
     with seeded(seed + 1):
-        return cut(backbone, sections, classifier=classifier, input_shape=shape, exit_width=EXIT_WIDTH)
+        return cut(backbone, sections, exit_width=EXIT_WIDTH, **arguments)
 
 
-def name_of(backbone: nn.Module, wanted: nn.Module) -> str | None:
-    return next((name for name, module in backbone.named_modules() if module is wanted and name), None)
+def chosen(stages: list[dict]) -> list[dict]:
+    """The sections among what timm's `feature_info` lists."""
+    if len(stages) > SECTIONS and len({stage["reduction"] for stage in stages}) == 1:
+        return [stages[len(stages) * (i + 1) // SECTIONS - 1] for i in range(SECTIONS)]
+    return stages[-SECTIONS:]
+
+
+def layout(backbone: nn.Module, stages: list[dict], shape: tuple[int, int, int]) -> AsMap:
+    """How the outputs of a backbone become maps N x C x H x W: channels that stand last come to the second place,
+    and tokens N x L x C to their places in the image, those of no place (class, registers) left out."""
+    last = str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+    prefix = getattr(backbone, "num_prefix_tokens", 0)
+    by_name = {stage["module"]: stage for stage in stages}
+    _, h, w = shape
+
+    def as_map(name: str, output: Tensor) -> Tensor:
+        stage = by_name[name]
+        if output.ndim == 4 and last and output.shape[1] != stage["num_chs"]:
+            return output.permute(0, 3, 1, 2)
+        if output.ndim == 3:
+            reduction = stage["reduction"]
+            grids = [(h // reduction, w // reduction), (-(-h // reduction), -(-w // reduction))]
+            for places in (output[:, prefix:], output):  # some add their class token behind the sections
+                for height, width in grids:
+                    if places.shape[1] == height * width:
+                        return places.transpose(1, 2).unflatten(2, (height, width))
+            raise ValueError(f"{name}: {output.shape[1]} tokens; allowed: {prefix} + {grids[0][0]} x {grids[0][1]}")
+        return output
+
+    return as_map
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def classifier_name(backbone: nn.Module) -> str | None:
+    """The layer that gives the logits: the first of two where these are a mean, the innermost where it is wrapped."""
+    head = backbone.get_classifier()
+    head = head[0] if isinstance(head, tuple) else head
+    layers = [m for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)] if isinstance(head, nn.Module) else []
+    return next((name for name, module in backbone.named_modules() if layers and module is layers[0] and name), None)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """A backbone cut into sections, with a classifier after each where a method wants exits."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,15 +43,15 @@ class Exit(nn.Module):
 
     1x1 convolution to `width`, k x k of stride k, 1x1 to `features` channels, as many as the deepest
     classifier sees, each with batch normalisation and ReLU; then average pooling and a linear layer.
-    k is the ratio of the sizes, so that one form fits any input.  The shape of `ScalaNet` in the journal
-    code of BYOT, which is the likeliest bottleneck of the conference paper.
+    k is the ratio of the sizes, of heights and of widths, so that one form fits any input.  The shape of
+    `ScalaNet` in the journal code of BYOT, which is the likeliest bottleneck of the conference paper.
     """
 
     def __init__(
         self, shape: torch.Size, deepest: torch.Size, features: int, width: int, bias: bool, classes: int
     ) -> None:
         super().__init__()
-        k = max(shape[-1] // deepest[-1], 1)
+        k = tuple(max(own // last, 1) for own, last in zip(shape[2:], deepest[2:], strict=True))
         layers = []
         for inputs, outputs, size in (
             (shape[1], width, 1),
@@ -146,6 +146,13 @@ class SectionedNetwork(nn.Module):
         return chosen.classifier(chosen.bottleneck(self.maps(images, exit_index + 1)[-1]).mean(dim=(2, 3)))
 
 
+AsMap = Callable[[str, Tensor], Tensor]
+
+
+def unchanged(name: str, output: Tensor) -> Tensor:
+    return output
+
+
 class CutNetwork(SectionedNetwork):
     """Any module as a backbone, cut after some of its modules, which are found by name.
 
@@ -153,13 +160,13 @@ class CutNetwork(SectionedNetwork):
     it does between its last section and its classifier stays its own affair.
     """
 
-    def __init__(self, backbone: nn.Module, sections: list[str], classifier: str, **arguments) -> None:
+    def __init__(self, backbone: nn.Module, sections: list[str], classifier: str, as_map: "AsMap", **arguments) -> None:
         named = dict(backbone.named_modules())
         for name in (*sections, classifier):
             if name not in named:
                 close = difflib.get_close_matches(name, [n for n in named if n], n=3)
                 raise ValueError(f"no module {name!r} in {type(backbone).__name__}; the nearest: {', '.join(close)}")
-        self.section_names, self.classifier_name = list(sections), classifier
+        self.section_names, self.classifier_name, self.as_map = list(sections), classifier, as_map
         super().__init__(backbone, **arguments)
 
     @property
@@ -201,10 +208,13 @@ class CutNetwork(SectionedNetwork):
         for name in watched:
             if name not in seen:
                 raise ValueError(f"{name}: this module does not run in the backbone's forward pass")
-        for name in sections:
-            if seen[name].ndim != 4:
-                raise ValueError(f"{name}: its output has shape {list(seen[name].shape)}; allowed: N x C x H x W")
-        return [seen[name] for name in sections], seen.get(f"input of {self.classifier_name}"), logits
+        maps = [self.as_map(name, seen[name]) for name in sections]
+        for name, found in zip(sections, maps, strict=True):
+            if not isinstance(found, Tensor) or found.ndim != 4:
+                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(f"{name}: its output has shape {shape}; allowed: N x C x H x W")
+        feature = seen.get(f"input of {self.classifier_name}")
+        return maps, feature.flatten(1) if feature is not None else None, logits
 
 
 class _Enough(Exception):
@@ -218,23 +228,34 @@ def cut(
     classifier: str,
     input_shape: tuple[int, int, int],
     exit_width: int | None = None,
+    as_map: AsMap = unchanged,
 ) -> CutNetwork:
     """A backbone of torchvision, timm or your own, cut into sections after the modules of these names.
 
-    sections: shallow to deep, each the name of a module whose output is N x C x H x W; classifier: the
-    name of the linear layer that gives the logits; input_shape: C, H, W of the images.  With exit_width,
-    the width of their bottlenecks, every section but the last gets an exit that fits its map.  The
-    backbone is used, not copied.  Raises ValueError for a name that is not there or does not fit.
+    sections: shallow to deep, each the name of a module whose output is N x C x H x W, or is made so by
+    `as_map(name, output)`; classifier: the name of the linear layer, or 1x1 convolution, that gives the logits;
+    input_shape: C, H, W of the images.  With exit_width, the width of their bottlenecks, every section but the
+    last gets an exit that fits its map.  The backbone is used, not copied.  Raises ValueError for a name that is
+    not there or does not fit.
 
     >>> network = cut(torchvision.models.resnet18(), ["layer1", "layer2", "layer3", "layer4"],
     ...               classifier="fc", input_shape=(3, 224, 224), exit_width=128)
     """
     layer = dict(backbone.named_modules()).get(classifier)
-    if layer is not None and not isinstance(layer, nn.Linear):
-        raise ValueError(f"{classifier}: {type(layer).__name__} is no classifier; allowed: the last nn.Linear")
-    classes = layer.out_features if layer is not None else 0
+    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    if layer is not None and not (isinstance(layer, nn.Linear) or pointwise):
+        raise ValueError(
+            f"{classifier}: {type(layer).__name__} is no classifier; allowed: the last nn.Linear or 1x1 nn.Conv2d"
+        )
+    classes = layer.out_channels if pointwise else layer.out_features if layer is not None else 0
     network = CutNetwork(
-        backbone, sections, classifier, input_shape=input_shape, classes=classes, exit_width=exit_width
+        backbone,
+        sections,
+        classifier,
+        as_map,
+        input_shape=input_shape,
+        classes=classes,
+        exit_width=exit_width,
     )
     return network.to(next(backbone.parameters()).device)
 

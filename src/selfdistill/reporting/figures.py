@@ -1,6 +1,7 @@
 """Figures from tables, each as SVG and PNG, in one style, equal to the byte when drawn again."""
 
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -28,19 +29,23 @@ def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
         name: pd.read_csv(results / "tables" / f"{name}.csv")
-        for name in ("accuracy", "exits", "cost", "runs", "curves")
+        for name in ("accuracy", "exits", "cost", "runs", "curves", "robustness")
+        if (results / "tables" / f"{name}.csv").is_file()
     }
     colours = method_colours(tables["accuracy"])
     methods = tables["accuracy"].method.nunique()
     many = methods > MANY
     row_a_method = (6.4, 0.45 * methods + 1.3)
     with plt.style.context(STYLE):
-        for name, draw, size, grouped in (
+        figures = [
             ("accuracy", draw_accuracy, row_a_method, False),
             ("curves", draw_curves, (6.4, 4.2), many),
             ("exits", draw_exits, (6.4, 4.2), False),
             ("cost", draw_cost_rows if many else draw_cost, row_a_method if many else (6.4, 4.2), False),
-        ):
+        ]
+        for images in tables["robustness"].images.unique() if "robustness" in tables else ():
+            figures.append((f"robustness-{images}", partial(draw_robustness, images), row_a_method, False))
+        for name, draw, size, grouped in figures:
             figure = panels(tables, draw, colours, size, grouped)
             for kind, metadata in METADATA.items():
                 buffer = BytesIO()
@@ -90,10 +95,23 @@ def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
     for y, row in table.iterrows():
         seeds = tables["runs"][tables["runs"].method == row.method][f"test_{measure.key}"]
         ax.scatter(seeds, [y] * len(seeds), s=16, color=colours[row.method], alpha=0.35, linewidth=0, zorder=2)
-    labels = [f"{r.title}  ({r.verdict})" if r.verdict != "no evidence" else r.title for r in table.itertuples()]
-    draw_rows(ax, table, labels, colours)
+    draw_rows(ax, table, judged(table), colours)
     ax.set_xlabel(f"test {measure.words} (%): dots are seeds, bars 95 % intervals of the mean")
     ax.set_title(f"Test {measure.words} by method")
+
+
+def judged(table: pd.DataFrame) -> list[str]:
+    """Each row's method, with its verdict if that says something."""
+    return [f"{r.title}  ({r.verdict})" if r.verdict != "no evidence" else r.title for r in table.itertuples()]
+
+
+def draw_robustness(images: str, ax: Axes, tables: dict, colours: dict) -> None:
+    """A row a method: its accuracy on a data set of other images."""
+    table = tables["robustness"]
+    table = table[table.images == images].reset_index(drop=True)
+    draw_rows(ax, table, judged(table), colours)
+    ax.set_xlabel("accuracy (%), mean over sets and severities; bars: 95 % intervals over seeds")
+    ax.set_title(f"Accuracy on {images}")
 
 
 def draw_rows(ax: Axes, table: pd.DataFrame, labels: list[str], colours: dict) -> None:

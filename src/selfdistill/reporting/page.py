@@ -14,7 +14,7 @@ from selfdistill import methods
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.measure import measure_of
-from selfdistill.reporting.records import cells, machine, read_records
+from selfdistill.reporting.records import machine, read_records
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {
@@ -28,11 +28,16 @@ FIGURES = {
 }
 
 
+ROBUSTNESS = "Networks as they were trained, on the images of {}. The dashed line is the control's accuracy there."
+
+
 def write_page(study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
     frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
     members = tables.member_table(records).round(tables.DECIMALS)
+    robustness = tables.robustness_table(records, study.selection, study.control).round(tables.DECIMALS)
+    others = {f"robustness-{i}": ROBUSTNESS.format(i) for i in (robustness.images.unique() if len(robustness) else ())}
     measure = measure_of(frames["accuracy"].columns)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -41,18 +46,21 @@ def write_page(study, params: Path) -> None:
         study=study,
         dataset=records[0]["dataset"],
         headline=headline(frames["accuracy"]),
-        missing=len(cells(study)) - len(records),
+        missing=len(study.cells()) - len(records),
         tables={
             "accuracy": sortable(tables.readable_accuracy(frames["accuracy"], bold, " ± ")),
             "exits": sortable(tables.readable_exits(frames["exits"], bold, " ± ")),
             "cost": sortable(tables.readable_cost(frames["cost"], bold, " ± ")),
             "members": sortable(tables.readable_members(members, bold, " ± ")) if len(members) else None,
+            "robustness": sortable(tables.readable_robustness(robustness, bold, " ± ")) if len(robustness) else None,
         },
         measure=measure,
         figures={
             name: (embedded(study.results / "figures" / f"{name}.svg"), text.format(Measure=measure.words.capitalize()))
-            for name, text in FIGURES.items()
+            for name, text in (FIGURES | others).items()
         },
+        robustness=list(others),
+        held_back=sorted(tables.HELD_BACK),
         methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in study.all_methods],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,

@@ -1,8 +1,9 @@
 """The records of a study's runs: what every table, figure and page is made from.
 
 results/records/<model>/<method>/<seed>.json holds a run of this checkout, written by `evaluate`.
+results/records/robustness/<data set>/... holds what `robustness` found of the same runs on other images.
 results/records/imported/... holds runs that were brought here from elsewhere, each with what it said
-of its machine; these are in Git.  DVC sees both, as one dependency of the tables.
+of its machine; these are in Git.  DVC sees all, as one dependency of the tables.
 """
 
 import json
@@ -34,11 +35,6 @@ class NoRecordsError(Exception):
     """None of the study's cells has a record yet."""
 
 
-def cells(study) -> list[tuple[str, str, int]]:
-    """(model, method, seed) of every cell, in the study's order, the larger teachers last."""
-    return study.cells()
-
-
 def record_file(study, model: str, method: str, seed: int) -> Path:
     return study.results / "records" / model / method / f"{seed}.json"
 
@@ -58,7 +54,7 @@ def read_records(study) -> list[dict]:
     progress has fewer records than it lists; every table says how many seeds it rests on.
     """
     found = []
-    for cell in cells(study):
+    for cell in study.cells():
         record = read_record(study, cell)
         if record and record["misfit"]:
             print(f"{imported_file(study, *cell)}: left out, not of this study: {record['misfit']}", file=sys.stderr)
@@ -77,13 +73,25 @@ def read_record(study, cell: tuple[str, str, int]) -> dict | None:
     """
     local, imported = record_file(study, *cell), imported_file(study, *cell)
     if local.is_file():
-        record = json.loads(local.read_text())
+        record = local_record(study, local)
         return {**record, "host": local_host(study, record), "imported": False, "misfit": None}
     if imported.is_file():
         entry = json.loads(imported.read_text())
         fault = next(misfits(study, entry["record"]), None)
         return {**entry["record"], "host": entry["host"], "imported": True, "misfit": fault}
     return None
+
+
+def local_record(study, path: Path) -> dict:
+    """A record of this checkout, with `robustness` by data set where the same run was tested on other images."""
+    record, cell = json.loads(path.read_text()), path.relative_to(study.results / "records")
+    found = {}
+    for name in study.robustness:
+        other = study.results / "records" / "robustness" / name / cell
+        tested = json.loads(other.read_text()) if other.is_file() else {}
+        if tested.get("weights_sha256") == record["weights_sha256"]:
+            found[name] = {key: tested[key] for key in ("selection", "pixels_sha256", "tests")}
+    return {**record, "robustness": found} if found else record
 
 
 def local_host(study, record: dict) -> dict | None:
@@ -105,6 +113,11 @@ def misfits(study, record: dict) -> Iterator[str]:
         for part, value in json.loads(prepared.read_text())["pixels_sha256"].items():
             wanted[f"dataset.pixels_sha256.{part}"] = value
             given[f"dataset.pixels_sha256.{part}"] = record["dataset"]["pixels_sha256"].get(part)
+    for name, tested in record.get("robustness", {}).items():
+        other = study.prepared(name) / "training" / "dataset.json"
+        if name in study.robustness and other.is_file():
+            wanted[f"robustness.{name}.pixels_sha256"] = json.loads(other.read_text())["pixels_sha256"]
+            given[f"robustness.{name}.pixels_sha256"] = tested["pixels_sha256"]
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
     hyper = {key: spec["default"] for key, spec in methods.about(method)["hyper"].items()}
@@ -139,20 +152,21 @@ def prune(study, results: Path) -> list[Path]:
 
     Imported records stay: nothing here could make them anew, and no table reads those of other cells.
     """
-    listed = {f"{model}/{method}/{seed}" for model, method, seed in cells(study)}
+    listed = {f"{model}/{method}/{seed}" for model, method, seed in study.cells()}
     removed = []
-    for kind in ("runs", "predictions", "records", "hosts"):
-        folder = results / kind
+    tested = sorted((results / "records" / "robustness").glob("*"))
+    for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:
+        known = listed if folder not in tested or folder.name in study.robustness else set()
         for path in sorted(folder.glob("*/*/*")):
             cell = path.relative_to(folder).with_suffix("").as_posix()
-            if cell in listed or path.name == ".gitignore" or cell.startswith("imported/"):
+            if cell in known or path.name == ".gitignore" or cell.startswith(("imported/", "robustness/")):
                 continue
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 file.unlink()
             if path.is_dir():
                 path.rmdir()
             removed.append(path)
-        for parent in sorted(folder.glob("*/*")) + sorted(folder.glob("*")):
+        for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
     return removed

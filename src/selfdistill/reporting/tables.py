@@ -27,7 +27,7 @@ def write_tables(study) -> None:
     """Write results/tables and results/metrics.json."""
     records = read_records(study)
     folder = study.results / "tables"
-    members = member_table(records)
+    members, corrupted = member_table(records), set_table(records, study.selection)
     accuracy = accuracy_table(records, study.selection, study.control)
     exits = exit_table(records, study.selection)
     cost = cost_table(records, accuracy, study.control)
@@ -35,14 +35,20 @@ def write_tables(study) -> None:
         ("accuracy", accuracy, readable_accuracy),
         ("exits", exits, readable_exits),
         ("cost", cost, readable_cost),
+        ("members", members, readable_members),
+        ("robustness", robustness_table(records, study.selection, study.control), readable_robustness),
     ]
-    for name, exact, readable in written + ([("members", members, readable_members)] if len(members) else []):
+    for name, exact, readable in written:
+        if exact.empty:
+            continue
         table = exact.round(DECIMALS)  # before all: CSV, tables and the page then round the same number
         write_csv(folder / f"{name}.csv", table)
         write_text(folder / f"{name}.md", markdown(readable(table, bold_markdown, " ± ")))
         write_text(folder / f"{name}.tex", latex(readable(table, bold_latex, r" \pm "), name))
     write_csv(folder / "runs.csv", run_table(records, study.selection))
     write_csv(folder / "curves.csv", curve_table(records))
+    if len(corrupted):
+        write_csv(folder / "robustness_sets.csv", corrupted)
     write_text(study.results / "metrics.json", json.dumps(metrics(accuracy, cost), indent=1) + "\n")
 
 
@@ -81,11 +87,8 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
             method: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_method}
             for _, method, of_method in group
         }
-        reference = accuracies.get(control, {})
-        of_model = []
+        compared = comparisons(accuracies, control)
         for _, method, of_method in group:
-            pairs = [a - reference[s] for s, a in accuracies[method].items() if s in reference]
-            difference, difference_half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
             row = {
                 "model": model,
                 "method": method,
@@ -94,19 +97,26 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
                 "n": len(of_method),
                 **means(measure, [deepest(r, selection) for r in of_method], measure.headline),
                 "sd": pd.Series(accuracies[method]).std(ddof=1),
-                "difference": difference,
-                "difference_half_width": difference_half_width,
-                "p": math.nan if method == control else paired_p(pairs),
             }
-            of_model.append(row)
-        for row, p in zip(of_model, holm([row["p"] for row in of_model]), strict=True):
-            row["p_holm"] = p
-            row["verdict"] = "control" if row["method"] == control else verdict(row["difference"], p)
-        rows += of_model
+            rows.append({**row, **compared[method]})
     table = pd.DataFrame(rows)
     if any(r.get("imported") for r in records):
         table["hardware"] = [in_words(map(imported_machine, of_method)) for _, _, of_method in by_method(records)]
     return table
+
+
+def comparisons(accuracies: dict[str, dict[int, float]], control: str) -> dict[str, dict]:
+    """Columns of each method: its difference to the control paired by seed, with half-width, p, p adjusted over
+    the methods, and the verdict.  accuracies: in %, by method and seed."""
+    reference, found = accuracies.get(control, {}), {}
+    for method, own in accuracies.items():
+        pairs = [accuracy - reference[seed] for seed, accuracy in own.items() if seed in reference]
+        difference, half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
+        p = math.nan if method == control else paired_p(pairs)
+        found[method] = {"difference": difference, "difference_half_width": half_width, "p": p}
+    for (method, row), p in zip(found.items(), holm([row["p"] for row in found.values()]), strict=True):
+        row |= {"p_holm": p, "verdict": "control" if method == control else verdict(row["difference"], p)}
+    return found
 
 
 def imported_machine(record: dict) -> str:
@@ -130,8 +140,7 @@ def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
         macs = cost["inference_macs"]
         tested = [r["test"][selection] for r in group]
         exits = [
-            (f"{sections - len(macs) + i + 1}/{sections}", mac, [t["exits"][i] for t in tested])
-            for i, mac in enumerate(macs)
+            (exit_name(i, len(macs), sections), mac, [t["exits"][i] for t in tested]) for i, mac in enumerate(macs)
         ]
         if len(macs) > 1:
             exits.append(("ensemble", cost["ensemble_macs"], [t["ensemble"] for t in tested]))
@@ -139,6 +148,11 @@ def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
             row = {"model": model, "method": method, "title": group[0]["title"], "exit": name}
             rows.append({**row, "million_macs": mac / 1e6, "n": len(group), **means(measure, metrics)})
     return pd.DataFrame(rows)
+
+
+def exit_name(i: int, exits: int, sections: int) -> str:
+    """The section after which exit i stands, of how many: a network without others has one after the last."""
+    return f"{sections - exits + i + 1}/{sections}"
 
 
 MEMBERS = {"average": "average of weights", "peer": "peer", "together": "all together"}
@@ -160,6 +174,75 @@ def member_table(records: list[dict]) -> pd.DataFrame:
             row = {"model": model, "method": method, "title": group[0]["title"], "member": words, "n": len(group)}
             rows.append({**row, **means(measure, metrics)})
     return pd.DataFrame(rows)
+
+
+# of CIFAR-10-C and -C's relatives; their authors keep these apart, to choose hyper-parameters on them
+HELD_BACK = frozenset({"gaussian_blur", "saturate", "spatter", "speckle_noise"})
+
+
+def tests_on(record: dict, images: str, selection: str) -> list[dict]:
+    """What a run's test on a data set of other images found, by set and severity; nothing if it was not tested
+    there with the weights of this selection."""
+    tested = record.get("robustness", {}).get(images)
+    return tested["tests"] if tested and tested["selection"] == selection else []
+
+
+def robustness_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
+    """One row a model, data set of other images and method: accuracy on its own test split, and on the other
+    images the mean over their sets and severities but for HELD_BACK, compared with the control as in
+    `accuracy_table`; and the calibration error there."""
+    rows = []
+    for model, same in groupby(by_method(records), key=lambda g: g[0]):
+        group = list(same)
+        names = dict.fromkeys(name for _, _, runs in group for r in runs for name in r.get("robustness", {}))
+        for images in names:
+            found = {method: [r for r in runs if tests_on(r, images, selection)] for _, method, runs in group}
+            found = {method: runs for method, runs in found.items() if runs}
+            means = {
+                method: {r["seed"]: mean_of_sets(tests_on(r, images, selection)) for r in runs}
+                for method, runs in found.items()
+            }
+            accuracies = {m: {s: 100 * v["accuracy"] for s, v in of_seeds.items()} for m, of_seeds in means.items()}
+            compared = comparisons(accuracies, control)
+            for method, runs in found.items():
+                mean, half_width = mean_interval(list(accuracies[method].values()))
+                row = {"model": model, "images": images, "method": method, "title": runs[0]["title"], "n": len(runs)}
+                row["group"] = methods.about(method)["group"]
+                row["own_test_accuracy"] = pd.Series([100 * deepest(r, selection)["accuracy"] for r in runs]).mean()
+                row |= {"accuracy": mean, "half_width": half_width}
+                row["ece"] = pd.Series([100 * v["ece"] for v in means[method].values()]).mean()
+                rows.append({**row, **compared[method]})
+    return pd.DataFrame(rows)
+
+
+def mean_of_sets(tests: list[dict]) -> dict[str, float]:
+    """Accuracy and calibration error of the deepest exit, over the sets that count, all severities alike."""
+    counted = [test["exits"][-1] for test in tests if test["set"] not in HELD_BACK]
+    return {key: sum(m[key] for m in counted) / len(counted) for key in ("accuracy", "ece")}
+
+
+def set_table(records: list[dict], selection: str) -> pd.DataFrame:
+    """One row a model, data set of other images, method, set, severity and exit, the ensemble of all exits last:
+    mean accuracy over seeds and its half-width, likelihood and calibration error."""
+    rows = []
+    for model, method, group in by_method(records):
+        for images in dict.fromkeys(name for r in group for name in r.get("robustness", {})):
+            tested = [tests for r in group if (tests := tests_on(r, images, selection))]
+            for of_seeds in zip(*tested, strict=True):
+                first, exits = of_seeds[0], len(of_seeds[0]["exits"])
+                sections = group[0]["sections"]
+                places = [(exit_name(i, exits, sections), [t["exits"][i] for t in of_seeds]) for i in range(exits)]
+                if "ensemble" in first:
+                    places.append(("ensemble", [t["ensemble"] for t in of_seeds]))
+                for place, metrics in places:
+                    mean, half_width = mean_interval([100 * m["accuracy"] for m in metrics])
+                    row = {"model": model, "images": images, "method": method, "title": group[0]["title"]}
+                    row |= {"set": first["set"], "severity": first["severity"], "exit": place, "n": len(metrics)}
+                    row |= {"accuracy": mean, "half_width": half_width}
+                    row["nll"] = pd.Series([m["nll"] for m in metrics]).mean()
+                    row["ece"] = pd.Series([100 * m["ece"] for m in metrics]).mean()
+                    rows.append(row)
+    return pd.DataFrame(rows).astype({"severity": "Int64"}) if rows else pd.DataFrame()
 
 
 def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
@@ -298,24 +381,31 @@ def mean_columns(table: pd.DataFrame, group: list[str], bold, plus_minus: str) -
 
 
 def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
-    rows = list(table.itertuples())
     return with_model(
         table,
         {
             "Method": table.title,
             "Seeds": table.n,
             **mean_columns(table, ["model"], bold, plus_minus),
-            "Difference to control": [
-                ""
-                if r.verdict == "control"
-                else bold(number(r.difference, r.difference_half_width, plus_minus, True), False)
-                for r in rows
-            ],
-            "p (Holm)": ["" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows],
-            "Verdict": table.verdict,
+            **comparison_columns(table, bold, plus_minus),
             **({"Hardware": table.hardware} if "hardware" in table else {}),
         },
     )
+
+
+def comparison_columns(table: pd.DataFrame, bold, plus_minus: str) -> dict[str, list]:
+    """Difference to the control, p and verdict."""
+    rows = list(table.itertuples())
+    return {
+        "Difference to control": [
+            ""
+            if r.verdict == "control"
+            else bold(number(r.difference, r.difference_half_width, plus_minus, True), False)
+            for r in rows
+        ],
+        "p (Holm)": ["" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows],
+        "Verdict": table.verdict,
+    }
 
 
 def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
@@ -339,6 +429,22 @@ def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame
             "Network of a run": table.member,
             "Seeds": table.n,
             **mean_columns(table, ["model", "method"], bold, plus_minus),
+        },
+    )
+
+
+def readable_robustness(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+    ((_, accuracy),) = mean_columns(table, ["model", "images"], bold, plus_minus).items()
+    return with_model(
+        table,
+        {
+            "Other images": table.images,
+            "Method": table.title,
+            "Seeds": table.n,
+            "Accuracy on them (%)": accuracy,
+            **comparison_columns(table, bold, plus_minus),
+            "Calibration error (%)": [f"{e:.2f}" for e in table.ece],
+            "Own test images (%)": [f"{a:.2f}" for a in table.own_test_accuracy],
         },
     )
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,9 +19,9 @@ from selfdistill import methods
 from selfdistill.config import Sha256, shown, validate
 from selfdistill.files import write_atomically
 from selfdistill.reporting.records import (
-    cells,
     imported_file,
     local_host,
+    local_record,
     machine,
     misfits,
     read_record,
@@ -80,6 +80,17 @@ class Test(Open, Generic[M]):
     validation: Selection[M]
 
 
+class OtherImages(Selection[ExitMetrics]):
+    set: Text
+    severity: Count | None
+
+
+class Robustness(Open):
+    selection: Literal["last", "validation"]
+    pixels_sha256: dict[str, Sha256]
+    tests: list[OtherImages] = Field(min_length=1)
+
+
 class History(Open):
     epoch: list[Count]
     training_accuracy: list[Share]
@@ -126,6 +137,7 @@ class Record(Open, Generic[M]):
     members: dict[str, Sha256] = {}
     cost: Cost
     test: Test[M]
+    robustness: dict[str, Robustness] = {}
     history: History
 
 
@@ -158,11 +170,11 @@ class Outcome:
 def export_records(study, path: Path) -> int:
     """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes."""
     entries = []
-    for cell in cells(study):
+    for cell in study.cells():
         file = record_file(study, *cell)
         if not file.is_file():
             continue
-        record = json.loads(file.read_text())
+        record = local_record(study, file)
         host = local_host(study, record)
         if host is None:
             raise TransferError(f"{file}: no file in {study.results / 'hosts'} says what machine made this run")
@@ -249,7 +261,7 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if entry is None:
         return cell, faults
-    if cell not in cells(study):
+    if cell not in study.cells():
         return cell, list(outside(study, entry.record))
     method = entry.record.method
     # a method may train for longer than the recipe says to each: its class knows, which loads torch
@@ -286,14 +298,19 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
     if record.network.name != record.model:
         yield f"record.network.name: {shown(record.network.name)} is not allowed; allowed: {shown(record.model)}"
     exits = len(record.cost.inference_macs)
-    for name, selection in (("last", test.last), ("validation", test.validation)):
-        if len(selection.exits) != exits:
+    others = {
+        f"robustness.{name}.tests[{i}]": tested
+        for name, other in record.robustness.items()
+        for i, tested in enumerate(other.tests)
+    }
+    for place, tested in ({"test.last": test.last, "test.validation": test.validation} | others).items():
+        if len(tested.exits) != exits:
             yield (
-                f"record.test.{name}.exits: {len(selection.exits)} entries are not allowed; "
+                f"record.{place}.exits: {len(tested.exits)} entries are not allowed; "
                 f"allowed: {exits}, one for each of record.cost.inference_macs"
             )
-        if exits > 1 and selection.ensemble is None:
-            yield f"record.test.{name}.ensemble: missing; a network of {exits} exits has one"
+        if exits > 1 and tested.ensemble is None:
+            yield f"record.{place}.ensemble: missing; a network of {exits} exits has one"
     tested, known = set(test.last.members), {*record.members, "together"} if record.members else set()
     if tested != known:
         yield (
@@ -328,7 +345,7 @@ def conflicts(study, cell: tuple, content: dict, entries: dict, replace: bool) -
 def listing(study) -> list[dict]:
     """One row a cell of the study: what the tables show of it, local, imported, left out or missing."""
     rows = []
-    for cell in cells(study):
+    for cell in study.cells():
         record = read_record(study, cell)
         row = dict(zip(("model", "method", "seed"), cell, strict=True))
         if record is None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,11 @@ class CorruptImageError(ValueError):
 @dataclass(frozen=True)
 class Dataset:
     """dataset.json: name, classes, channels, size (H, W), mean and std a channel (of [0, 1] pixels,
-    from the training split), and a SHA-256 of the pixels and labels of each split."""
+    from the training split), a SHA-256 of the pixels and labels of each split, and its number of images.
+
+    quarantined: how many published images could not be used.  shorter_side: of the training images, where these
+    are packed as files and test images are the middle of what was made so; None where all are `size`.
+    """
 
     name: str
     classes: list[str]
@@ -26,6 +30,9 @@ class Dataset:
     mean: list[float]
     std: list[float]
     pixels_sha256: dict[str, str]
+    counts: dict[str, int] = field(default_factory=dict)
+    quarantined: int = 0
+    shorter_side: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Dataset":

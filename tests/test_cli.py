@@ -1,0 +1,44 @@
+"""The command line itself, whatever the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfdistill import __version__
+
+ROOT = Path(__file__).parents[1]
+STARTS = {
+    "as a module": ["-m", "selfdistill"],
+    "as the installed command": ["-c", "import sys; from selfdistill.cli import main; sys.exit(main())"],
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=list(STARTS))
+@pytest.mark.parametrize("command", ["methods byot", "methods --json", "check", "--help", "methods --help"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(command, start):
+    reading, writing = os.pipe()
+    os.close(reading)  # what `| head -1` comes to, without its race
+    try:
+        done = subprocess.run(
+            [sys.executable, *start, *command.split()],
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_is_read_to_its_end_is_whole():
+    done = subprocess.run(
+        [sys.executable, "-m", "selfdistill", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"selfdistill {__version__}\n", "")

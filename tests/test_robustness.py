@@ -1,0 +1,226 @@
+"""Networks tested on other images than those of their data set: from made archives to the page."""
+
+import gzip
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import copy_of_sources
+from safetensors.numpy import load_file
+from test_data import member, python2_pickle, tar
+from test_readers import npy
+
+from selfdistill.config import ConfigError, read_catalogue, read_study
+from selfdistill.data.prepared import Dataset
+from selfdistill.models.trained import load_network, predict
+from selfdistill.reporting.statistics import mean_interval
+from selfdistill.reporting.tables import HELD_BACK
+
+ROOT = Path(__file__).parents[1]
+STUDY = "studies/drkd-cifar10"
+CORRUPTIONS = ("fog", "saturate", "snow")  # the second is one of those that their authors keep apart
+TESTED = 20  # images of the test split, and of each severity
+METHODS = ("plain", "byot", "drkd")
+
+
+def images(count: int, noise: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Made images, uint8 N x 32 x 32 x 3, of which a class is a colour, under noise; and labels."""
+    labels = np.arange(count) % 10
+    colours = np.random.default_rng(0).integers(60, 196, (10, 1, 1, 3))
+    noisy = colours[labels] + generator.normal(0, noise, (count, 32, 32, 3))
+    return noisy.clip(0, 255).astype(np.uint8), labels
+
+
+def archives() -> dict[str, dict[str, bytes]]:
+    """The published files of each data set, made."""
+    generator = np.random.default_rng(1)
+    batches = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels, labels = images(TESTED, 20, generator)
+        batches[name] = {"data": pixels.transpose(0, 3, 1, 2).reshape(TESTED, -1), "labels": labels.tolist()}
+    batches["batches.meta"] = {"label_names": read_catalogue(ROOT / "data/params.yaml").datasets["cifar10"].classes}
+    packed = [member(f"cifar-10-batches-py/{name}", python2_pickle(content)) for name, content in batches.items()]
+    corrupted = {}
+    for i, name in enumerate(CORRUPTIONS):
+        by_severity = [images(TESTED, 20 + 40 * severity * (i + 1), generator)[0] for severity in range(1, 6)]
+        corrupted[name] = np.concatenate(by_severity)
+    corrupted["labels"] = np.tile(np.arange(TESTED) % 10, 5)
+    other, labels = images(30, 60, generator)
+    return {
+        "cifar10": {"cifar-10-python.tar.gz": gzip.compress(tar(*packed), mtime=0)},
+        "cifar10-c": {"CIFAR-10-C.tar": tar(*[member(f"CIFAR-10-C/{n}.npy", npy(c)) for n, c in corrupted.items()])},
+        "cifar10-1": {"cifar10.1_v6_data.npy": npy(other), "cifar10.1_v6_labels.npy": npy(labels.astype(np.int32))},
+    }
+
+
+def describe(catalogue: dict, mirror: Path) -> None:
+    """Write the made files into a mirror folder, and into the catalogue in place of the published ones."""
+    mirror.mkdir()
+    for name, files in archives().items():
+        entry = catalogue["datasets"][name]
+        for file in entry["files"]:
+            content = files[file["name"]]
+            (mirror / file["name"]).write_bytes(content)
+            file |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            file.pop("md5", None)
+            for packed in file.get("unpacked", []):
+                packed |= {"bytes": None, "md5": None}
+        del entry["images"]
+    catalogue["datasets"]["cifar10"]["split"] = {"train": 80, "validation": 20, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """A repository in which `dvc repro` has run a shipped study, made small, with both kinds of test sets."""
+    project = copy_of_sources(tmp_path_factory.mktemp("robustness") / "repo")
+    catalogue = yaml.safe_load((project / "data/params.yaml").read_text())
+    describe(catalogue, project / "mirror")
+    (project / "data/params.yaml").write_text(yaml.safe_dump(catalogue, sort_keys=False))
+    recipe = {"epochs": 4, "batch_size": 20, "warmup_epochs": 0, "learning_rate": 0.05, "crop_padding": 0}
+    recipe |= {"device": "cpu", "determinism": "strict", "precision": "float32", "compile": False, "cuda_graphs": False}
+    project.params(
+        f"{STUDY}/params.yaml",
+        **{"models": ["resnet10-slim"], "methods": ["plain", "byot"], "students": ["drkd"], "taught": []},
+        **{"teacher_models": [], "seeds": [0, 1], "robustness": ["cifar10-c", "cifar10-1"], "hyper.byot": {}},
+        **{f"recipe.{key}": value for key, value in recipe.items()},
+    )
+    (project / STUDY / ".dvcignore").write_text("!dvc.yaml\n")
+    project.run("dvc", "repro", "--quiet", f"{STUDY}/dvc.yaml", SELFDISTILL_MIRROR=str(project / "mirror"))
+    return project
+
+
+def own_accuracy(project, method: str, seed: int, name: str, severity: int | None) -> list[float]:
+    """Accuracy of every exit on a prepared set, counted here."""
+    network, record = load_network(project / STUDY / f"results/runs/resnet10-slim/{method}/{seed}")
+    folder, _, part = name.partition("/")
+    tensors = load_file(project / f"data/prepared/{folder}/test/{part}.safetensors")
+    chosen = [i for i in range(len(tensors["labels"])) if severity in (None, tensors.get("severity", [None] * 99)[i])]
+    pixels = torch.from_numpy(tensors["images"][chosen])
+    answers = predict(network, Dataset(**record["dataset"]), pixels).argmax(dim=2)
+    right = answers == torch.from_numpy(tensors["labels"][chosen])
+    return right.double().mean(dim=1).tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_seed_set_severity_and_exit_is_measured(method, tested):
+    sets = [(f"cifar10-c/{name}", s) for name in CORRUPTIONS for s in range(1, 6)] + [("cifar10-1/test", None)]
+    for seed in (0, 1):
+        for name, severity in sets:
+            folder, _, part = name.partition("/")
+            path = tested / STUDY / f"results/records/robustness/{folder}/resnet10-slim/{method}/{seed}.json"
+            rows = [r for r in json.loads(path.read_text())["tests"] if (r["set"], r["severity"]) == (part, severity)]
+            assert len(rows) == 1, "each once"
+            expected = own_accuracy(tested, method, seed, name, severity)
+            assert [m["accuracy"] for m in rows[0]["exits"]] == pytest.approx(expected, abs=1e-12)
+            assert ("ensemble" in rows[0]) == (method == "byot")
+
+
+def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
+    table = pd.read_csv(tested / STUDY / "results/tables/robustness.csv").set_index(["images", "method"])
+    assert list(table.index) == [(name, method) for name in ("cifar10-c", "cifar10-1") for method in METHODS]
+    assert HELD_BACK & set(CORRUPTIONS) == {"saturate"}
+    for method in METHODS:
+        seeds = [
+            np.mean(
+                [
+                    100 * own_accuracy(tested, method, seed, f"cifar10-c/{name}", severity)[-1]
+                    for name in ("fog", "snow")
+                    for severity in range(1, 6)
+                ]
+            )
+            for seed in (0, 1)
+        ]
+        row = table.loc["cifar10-c", method]
+        assert (row.accuracy, row.half_width) == pytest.approx(mean_interval(seeds), abs=1e-4)
+        alone = [100 * own_accuracy(tested, method, seed, "cifar10-1/test", None)[-1] for seed in (0, 1)]
+        assert table.loc["cifar10-1", method].accuracy == pytest.approx(np.mean(alone), abs=1e-4)
+    assert (table.n == 2).all()
+    assert (table.loc[("cifar10-c", "plain"), "verdict"], table.loc[("cifar10-c", "byot"), "n"]) == ("control", 2)
+    every = pd.read_csv(tested / STUDY / "results/tables/robustness_sets.csv")
+    assert set(every.set) == {*CORRUPTIONS, "test"}, "what is kept apart is reported here"
+    assert list(every[every.method == "plain"].exit.unique()) == ["4/4"]
+    assert list(every[every.method == "byot"].exit.unique()) == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
+
+
+def test_the_page_shows_a_section_and_a_figure_of_each_data_set(tested):
+    page = (tested / STUDY / "results/index.html").read_text()
+    assert "Robustness: other images" in page
+    assert page.count("data:image/svg+xml") == 4 + 2
+    for name in ("cifar10-c", "cifar10-1"):
+        assert (tested / STUDY / f"results/figures/robustness-{name}.svg").is_file()
+
+
+def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(tested, tmp_path):
+    project = type(tested)(tmp_path / "repo")
+    shutil.copytree(tested.folder, project.folder, symlinks=True)
+
+    def stale() -> set[str]:
+        found = project.run("dvc", "status", "--json", f"{STUDY}/dvc.yaml").stdout
+        return {name.rpartition(":")[2] for name in json.loads(found)}
+
+    assert stale() == set()
+    project.params(f"{STUDY}/params.yaml", robustness=["cifar10-1"])
+    assert stale() == {"tables"}, "tables read the list of data sets"
+    study = type(tested)(project / STUDY)
+    removed = study.run("selfdistill", "prune").stdout
+    assert len(removed.splitlines()) == len(METHODS) * 2
+    assert not (study / "results/records/robustness/cifar10-c").exists()
+    assert (study / "results/records/robustness/cifar10-1/resnet10-slim/byot/1.json").is_file()
+    study.run("selfdistill", "tables")
+    assert set(pd.read_csv(study / "results/tables/robustness.csv").images) == {"cifar10-1"}
+    refused = study.run(
+        *("selfdistill", "robustness", "--model", "resnet10-slim", "--method", "byot", "--data", "cifar10-c"), ok=False
+    )
+    assert "--data cifar10-c is not in params.yaml; allowed: one of robustness (cifar10-1)" in refused.stderr
+
+
+def test_what_was_found_travels_with_the_records(tested, tmp_path):
+    project = type(tested)(tmp_path / "repo")
+    shutil.copytree(tested.folder, project.folder, symlinks=True)
+    study = type(tested)(project / STUDY)
+    before = (study / "results/tables/robustness.csv").read_bytes()
+    study.run("selfdistill", "records", "export", "runs.jsonl.gz")
+    shutil.rmtree(study / "results/records")
+    assert study.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout.count("imported: ") == 6
+    study.run("selfdistill", "tables")
+    assert (study / "results/tables/robustness.csv").read_bytes() == before
+
+    lines = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).splitlines()
+    entry = json.loads(lines[0])
+    entry["record"]["robustness"]["cifar10-1"]["pixels_sha256"]["test"] = "0" * 64
+    entry["record"]["robustness"]["cifar10-c"]["tests"][0]["exits"] *= 2
+    (study / "other.jsonl.gz").write_bytes(gzip.compress(json.dumps(entry).encode()))
+    refused = study.run("selfdistill", "records", "import", "other.jsonl.gz", ok=False).stderr
+    assert "record.robustness.cifar10-1.pixels_sha256" in refused
+    assert "record.robustness.cifar10-c.tests[0].exits: 2 entries are not allowed; allowed: 1" in refused
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["cifar100-c"], "robustness[0]: 'cifar100-c' does not test networks of cifar10; did you mean 'cifar10-c'?"),
+        (["cifar10-1", "digits"], "robustness[1]: 'digits' does not test networks of cifar10; known: cifar10-1"),
+        (["cifar10-c", "cifar10-c"], 'robustness: "cifar10-c" stands there twice'),
+        ("cifar10-c", 'robustness: "cifar10-c" is not allowed'),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(names, words, tmp_path):
+    content = yaml.safe_load((ROOT / STUDY / "params.yaml").read_text()) | {"robustness": names, "root": str(ROOT)}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as error:
+        read_study(tmp_path / "params.yaml")
+    assert words in str(error.value)
+
+
+def test_a_test_set_of_other_classes_is_refused(tmp_path):
+    content = yaml.safe_load((ROOT / "data/params.yaml").read_text())
+    content["datasets"]["cifar10-c"]["classes"] = list(reversed(content["datasets"]["cifar10-c"]["classes"]))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"cifar10-c.classes: not those of cifar10; allowed: the same"):
+        read_catalogue(tmp_path / "params.yaml")
