@@ -335,7 +335,8 @@ def make_data(study) -> None:
 
     chance = torch.Generator().manual_seed(0)
     facts = {"name": study.dataset, "classes": [f"class {i}" for i in range(10)], "channels": 3, "size": [16, 16]}
-    facts |= {"mean": [0.5] * 3, "std": [0.25] * 3, "pixels_sha256": {}}
+    facts |= {"mean": [0.5] * 3, "std": [0.25] * 3, "pixels_sha256": {}, "counts": {}}
+    facts |= {"quarantined": 0, "shorter_side": None}
     for split, folder, count in (("train", "training", 300), ("validation", "training", 100), ("test", "test", 200)):
         labels = torch.arange(count) % 10
         noise = torch.randint(60, (count, 3, 16, 16), generator=chance)
@@ -343,6 +344,7 @@ def make_data(study) -> None:
         path = study.data_folder / folder / f"{split}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"images": images, "labels": labels}, path)
+        facts["counts"][split] = count
         facts["pixels_sha256"][split] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     (study.data_folder / "training" / "dataset.json").write_text(json.dumps(facts))
 
