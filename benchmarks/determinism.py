@@ -25,19 +25,14 @@ from selfdistill.training import determinism
 study = read_study(Path("params.yaml"))
 recipe = study.recipe.model_copy(update={"determinism": sys.argv[1], "epochs": 20})
 determinism.prepare_environment(recipe.determinism, recipe.threads)
-from selfdistill import methods
-from selfdistill.data.prepared import Dataset, read_split
-from selfdistill.models.trained import build
-from selfdistill.training import engine, host
-from selfdistill.training.source import Resident
+from selfdistill.stages import host
+from selfdistill.stages.cell import open_cell
+from selfdistill.stages.plan import training_plan
+from selfdistill.training import engine
 determinism.apply(recipe)
-data = study.data_folder / "training"
-dataset = Dataset.read(data)
-form = {"name": study.models[0], "channels": dataset.channels, "classes": len(dataset.classes),
-        "size": list(dataset.size), "exits": True}
-splits = Resident(*read_split(data, "train")), engine.Split(*read_split(data, "validation"))
+cell = open_cell(study, training_plan(study, study.models[0], "byot"), 0, "cpu")
 started = time.perf_counter()
-engine.train(methods.load("byot")(), lambda s: build(form, s), dataset, *splits, recipe, seed=0)
+engine.train(cell.rule, cell.build, cell.dataset, cell.training, cell.validation, recipe, seed=0)
 print(json.dumps([time.perf_counter() - started, host.hardware("cpu")]))
 """
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from test_fidelity import CASES, SORTS, reference, terms_and_gradients, through_the_class  # noqa: E402
 
 from selfdistill import methods  # noqa: E402
-from selfdistill.training.host import hardware  # noqa: E402
+from selfdistill.stages.host import hardware  # noqa: E402
 
 TEXT = """# How exactly the losses are computed
 

@@ -26,6 +26,7 @@ STUDY = ROOT / "studies" / "cifar100-resnet18"
 # the parts of the time that checking and measuring may take, each
 CHECK_SHARE, SPEED_SHARE = 0.2, 0.25
 STARTED = time.monotonic()
+CPU_IMAGES, MADE_IMAGES = (1000, 500), (300, 100)  # training and validation images of a small run
 
 
 def main() -> int:
@@ -121,21 +122,50 @@ def attempt(log: Log, what: str, work) -> object:
         return None
 
 
-def read_study(options) -> SimpleNamespace:
+class LightStudy(SimpleNamespace):
     """The study as the training code wants it; without the schema, whose library may be missing here.
 
     `selfdistill check` and the tests validate the file where it is written.
     """
+
+    own_networks = ()
+
+    def variant(self, name: str) -> SimpleNamespace:
+        from selfdistill import methods
+
+        default = {key: spec["default"] for key, spec in methods.executed(name)["hyper"].items()}
+        return SimpleNamespace(name=name, method=name, hyper={**default, **self.hyper[name]}, recipe=self.recipe)
+
+    def teacher_of(self, name: str) -> tuple[str | None, None]:
+        return (self.teacher if name in self.students else None), None
+
+    def run_folder(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "runs" / model / variant / str(seed)
+
+    def record_file(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "records" / model / variant / f"{seed}.json"
+
+    def host_file(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "hosts" / model / variant / f"{seed}.json"
+
+
+DEFAULTS = {
+    **{"optimiser": "sgd", "beta1": 0.9, "beta2": 0.999, "decay_exempt": False, "cutout": 0, "label_noise": 0.0},
+    **{"label_noise_seed": 0, "keep_epochs": [], "precision": "float32", "channels_last": True, "compile": False},
+    **{"cuda_graphs": False, "processes": 1, "workers": 0},
+}
+
+
+def read_study(options) -> LightStudy:
     content = yaml.safe_load((STUDY / "params.yaml").read_text())
-    defaults = {"precision": "float32", "channels_last": True, "compile": False, "cuda_graphs": False}
-    defaults |= {"cutout": 0, "processes": 1, "workers": 0}
-    recipe = SimpleNamespace(**{**defaults, **content["recipe"]})
-    study = SimpleNamespace(**{**content, "recipe": recipe})
-    study.all_methods = [*study.methods, *study.students]  # not those of a larger teacher, which is a run for hours
+    recipe = SimpleNamespace(**{**DEFAULTS, **content["recipe"]})
+    study = LightStudy(**{"weights": {}, **content, "recipe": recipe})
+    study.all_variants = [*study.methods, *study.students]  # not those of a larger teacher, which is a run for hours
     study.root, study.results = str(options.state), options.state / "results"
     study.data_folder = options.state / "data" / "prepared" / study.dataset
     if options.cpu:
         study.models = ["resnet10-slim"]
+        study.training_images, study.validation_images = CPU_IMAGES if options.data else MADE_IMAGES
         small = {"epochs": 2, "batch_size": 50, "device": "cpu", "precision": "float32", "compile": False}
         study.recipe = changed(recipe, **small, cuda_graphs=False, warmup_epochs=0)
     else:
@@ -179,7 +209,7 @@ def check(study, options, log: Log) -> dict:
             log(f"mode {mode}: left out, the time for it is over")
             break
         right = True
-        for name in [methods.names(), study.all_methods, ["plain", "byot"]][number]:
+        for name in [methods.names(), study.all_variants, ["plain", "byot"]][number]:
             entry = {"method": name, **mode}
             try:
                 entry |= short_run(study, recipe, name, size, steps)
@@ -282,8 +312,6 @@ def prepare_data(study, options, log: Log) -> None:
         make_data(study)
         return
     entry = names(yaml.safe_load((ROOT / "data" / "params.yaml").read_text())["datasets"][study.dataset])
-    if options.cpu:
-        entry.split = SimpleNamespace(**{**vars(entry.split), "train": 1000, "validation": 500})
     folder = options.data
     if (folder / "train.prefix.xz").is_file():
         folder = options.state / "data" / "mirror"
@@ -300,7 +328,9 @@ def prepare_data(study, options, log: Log) -> None:
 def names(value):
     """Mappings as objects, which is how the code reads the catalogue."""
     if isinstance(value, dict):
-        known = {"md5": None, "unpacked": [], "target": Path(str(value.get("name"))).name}
+        known = {"md5": None, "unpacked": [], "in_place": False, "image": None, "re_ranking": None, "tests": None}
+        known |= {"test": None, "train": None, "validation": None, "seed": 0}  # of a split
+        known["target"] = Path(str(value.get("name"))).name
         return SimpleNamespace(**{**known, **{k: names(v) for k, v in value.items()}})
     return [names(v) for v in value] if isinstance(value, list) else value
 
@@ -337,7 +367,7 @@ def make_data(study) -> None:
     facts = {"name": study.dataset, "classes": [f"class {i}" for i in range(10)], "channels": 3, "size": [16, 16]}
     facts |= {"mean": [0.5] * 3, "std": [0.25] * 3, "pixels_sha256": {}, "counts": {}}
     facts |= {"quarantined": 0, "shorter_side": None}
-    for split, folder, count in (("train", "training", 300), ("validation", "training", 100), ("test", "test", 200)):
+    for split, folder, count in (("pool", "training", 400), ("test", "test", 200)):
         labels = torch.arange(count) % 10
         noise = torch.randint(60, (count, 3, 16, 16), generator=chance)
         images = (noise + 19 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
@@ -366,19 +396,19 @@ class Deadline:
 
 def train_cells(study, options, log: Log) -> None:
     """One seed of every method before the second of any; what is done already is not done again."""
-    from selfdistill.training.interruption import Interrupted
+    from selfdistill.training.stopping import Interrupted
 
     margin = max(5.0, 0.03 * options.seconds)  # to save, evaluate and pack
     deadline = Deadline(options.seconds - margin)
     model = study.models[0]
     brought = STUDY / "results" / "records" / "imported" / model
-    for seed, method in itertools.product(study.seeds, study.all_methods):
+    for seed, method in itertools.product(study.seeds, study.all_variants):
         if deadline.received:
             break
-        if record_path(study, model, method, seed).is_file() or (brought / method / f"{seed}.json").is_file():
+        if study.record_file(model, method, seed).is_file() or (brought / method / f"{seed}.json").is_file():
             continue
         try:
-            if method in study.students and not (study.results / "runs" / model / study.teacher / str(seed)).is_dir():
+            if method in study.students and not study.run_folder(model, study.teacher, seed).is_dir():
                 train(study, model, study.teacher, seed, deadline, log)
             train(study, model, method, seed, deadline, log)
         except Interrupted as stop:
@@ -391,21 +421,21 @@ def train_cells(study, options, log: Log) -> None:
     pack(study, options)
 
 
-def record_path(study, model: str, method: str, seed: int) -> Path:
-    return study.results / "records" / model / method / f"{seed}.json"
-
-
 def train(study, model: str, method: str, seed: int, deadline: Deadline, log: Log) -> None:
     """Train and evaluate one cell; prints the time with the accuracy."""
-    from selfdistill.evaluation.run import evaluate_run, open_test
-    from selfdistill.training.run import train_cell
+    from selfdistill.stages.evaluate import evaluate_run, open_test
+    from selfdistill.stages.plan import training_plan
+    from selfdistill.stages.train import train_seed
+    from selfdistill.training import determinism
+    from selfdistill.training.distributed import ALONE
 
-    teacher = study.teacher if method in study.students else None
-    train_cell(study, model=model, method=method, seed=seed, teacher=teacher, interruption=deadline)
-    test = open_test(study.data_folder / "test", study.recipe.device)
-    evaluate_run(study.results, model, method, seed, test)
-    record = json.loads(record_path(study, model, method, seed).read_text())
-    host = json.loads((study.results / "hosts" / model / method / f"{seed}.json").read_text())
+    device = determinism.apply(study.recipe)
+    train_seed(study, training_plan(study, model, method), seed, device, ALONE, deadline)
+    test = open_test(study.data_folder / "test", device)
+    predictions = study.results / "predictions" / model / method / f"{seed}.safetensors"
+    evaluate_run(study.run_folder(model, method, seed), test, predictions, study.record_file(model, method, seed))
+    record = json.loads(study.record_file(model, method, seed).read_text())
+    host = json.loads(study.host_file(model, method, seed).read_text())
     exits = ", ".join(f"{100 * e['accuracy']:.2f}" for e in record["test"]["last"]["exits"])
     log(f"{method}, seed {seed}: {study.recipe.epochs} epochs in {host['seconds']:.1f} s, test accuracy {exits} %")
 

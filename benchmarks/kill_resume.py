@@ -44,19 +44,18 @@ def main(kills: int, names: list[str]) -> int:
 def one_method(base: Path, name: str, kills: int) -> tuple[str, int, int, list[int]]:
     """Its name, the number of equal results, of kills before anything was saved, and the steps saved at each kill."""
     folder = make_study(base, name)
-    command = [sys.executable, str(ROOT / "src/selfdistill"), "train", "--model", "resnet10-slim", "--seed", "0"]
-    cell = [*command, "--method", name]
+    command = [sys.executable, str(ROOT / "src/selfdistill"), "train", "--model", "resnet10-slim", "--seeds", "0"]
+    cell = [*command, "--variant", name]
     if "teacher" in methods.about(name)["needs"]:
-        subprocess.run([*command, "--method", "plain"], cwd=folder, check=True)
-        cell += ["--teacher", "plain"]
+        subprocess.run([*command, "--variant", "plain"], cwd=folder, check=True)
     started = time.monotonic()
     subprocess.run(cell, cwd=folder, check=True)
     lasts, whole = time.monotonic() - started, outputs(folder, name)
-    chance, equal, early, steps = random.Random(name), 0, 0, []
+    generator, equal, early, steps = random.Random(name), 0, 0, []
     for _ in range(kills):
         shutil.rmtree(folder / "results/runs/resnet10-slim" / name)
         process = subprocess.Popen(cell, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0, 0.95 * lasts))
+        time.sleep(generator.uniform(0, 0.95 * lasts))
         process.send_signal(signal.SIGKILL)
         process.wait()
         saved = sorted(int(p.name.split("-")[0]) for p in (folder / "checkpoints").glob(f"*-{name}-*/*.safetensors"))
@@ -74,9 +73,10 @@ def make_study(base: Path, name: str) -> Path:
     taught = "teacher" in methods.about(name)["needs"]
     content |= {"root": str(ROOT), "methods": ["plain"] if taught or name == "plain" else ["plain", name]}
     content |= {"students": [name] if taught else [], "hyper": {"plain": {}, name: content["hyper"].get(name, {})}}
-    content["recipe"]["epochs"] = EPOCHS
+    content["seeds"], content["recipe"]["epochs"] = [0], EPOCHS
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    os.environ["SELFDISTILL_CHECKPOINTS"] = "checkpoints"  # each study's own folder
+    # each study's own folder; and nothing that was finished before
+    os.environ |= {"SELFDISTILL_CHECKPOINTS": "checkpoints", "SELFDISTILL_FRESH": "1"}
     return folder
 
 

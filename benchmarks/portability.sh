@@ -9,12 +9,13 @@ cd "$(dirname "$0")/.." || exit 1
 epochs=${1:-2} method=${2:-byot} python=${PYTHON:-.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-sed "s/^root: .*/root: $(pwd | sed 's#/#\\/#g')/; s/epochs: [0-9]*/epochs: $epochs/; s/warmup_epochs: [0-9]*/warmup_epochs: 0/" \
+sed "s/^root: .*/root: $(pwd | sed 's#/#\\/#g')/; s/epochs: [0-9]*/epochs: $epochs/; s/warmup_epochs: [0-9]*/warmup_epochs: 0/; s/- 0-4$/- 0/" \
     params.yaml > "$work/params.yaml"
 here=$(pwd)
 hash() {
     rm -rf "$work/results"
-    (cd "$work" && "$@" "$here/$python" "$here/src/selfdistill" train --model resnet10-slim --method "$method" --seed 0) \
+    export SELFDISTILL_FRESH=1
+    (cd "$work" && "$@" "$here/$python" "$here/src/selfdistill" train --model resnet10-slim --variant "$method" --seeds 0) \
         > "$work/log" 2>&1 || { tail -3 "$work/log"; return 1; }
     sha256sum "$work/results/runs/resnet10-slim/$method/0/weights.safetensors" | cut -c1-16
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-CELL = ["--model", "resnet10-slim", "--method", "byot", "--seed", "0"]
+CELL = ["--model", "resnet10-slim", "--variant", "byot", "--seeds", "0-4"]
 
 
 def main(rounds: int) -> None:
@@ -30,7 +30,7 @@ def main(rounds: int) -> None:
             process = subprocess.Popen(
                 [sys.executable, ROOT / "src/selfdistill", "train", *CELL],
                 cwd=folder,
-                env={**os.environ, "SELFDISTILL_CHECKPOINTS": str(folder / "checkpoints")},
+                env={**os.environ, "SELFDISTILL_CHECKPOINTS": str(folder / "checkpoints"), "SELFDISTILL_FRESH": "1"},
             )
             while not list(folder.glob("checkpoints/*/*.safetensors")):
                 if process.poll() is not None:

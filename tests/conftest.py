@@ -19,7 +19,9 @@ BIN = Path(sys.executable).parent
 TINY = {
     "methods": ["plain", "byot"],
     "students": ["drkd"],
-    "seeds": [0, 1],
+    "seeds": ["0-1"],
+    "training_images": 100,
+    "validation_images": 100,
     "recipe.epochs": 2,
     "recipe.warmup_epochs": 0,
 }
@@ -82,6 +84,10 @@ class Project:
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", message)
+
+    def fresh(self, *command: str) -> subprocess.CompletedProcess:
+        """Run a command that takes nothing from what was computed before."""
+        return self.run(*command, SELFDISTILL_FRESH="1")
 
     def changed(self) -> set[str]:
         """The stages of the tiny study that DVC calls changed."""

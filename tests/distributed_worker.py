@@ -14,7 +14,7 @@ from made import VARIANTS, stop_after, train
 
 from selfdistill.training import distributed
 from selfdistill.training.checkpoint import Checkpoints
-from selfdistill.training.interruption import Interrupted
+from selfdistill.training.stopping import Interrupted
 
 # Batches of 11, 11 and 6, so that the shares of two processes are uneven
 RECIPE = {"batch_size": 11, "learning_rate": 0.002}

@@ -267,29 +267,44 @@ def dml(step, temperature=1.0, weight=1.0):
 # ---- the four papers ----
 
 
-def byot(step, reading="conference", alpha=0.3, hint=0.03, temperature=3.0, t_squared=False):
+BYOT = {  # alpha, weight of the hint, T, whether times T^2
+    "luanyunteng": (0.1, 1e-6, 3.0, True),
+    "journal": (0.3, 0.03, 3.0, False),
+    "mmrazor": (0.3, 0.03, 3.0, True),
+    "conference": (0.3, 1e-6 * 128, 3.0, False),
+}
+
+
+def byot(step, reading="luanyunteng", alpha=None, hint=None, temperature=None, t_squared=None):
+    own = zip(BYOT[reading], (alpha, hint, temperature, t_squared), strict=True)
+    alpha, hint, temperature, t_squared = (published if given is None else given for published, given in own)
     y, factor = step.targets.tolist(), temperature**2 if t_squared else 1
     *shallow, last = step.student.logits
-    teacher, deep = teaches(last), teaches(step.student.features[-1])
+    *features, deepest = step.student.features
+    teacher, deep = teaches(last), teaches(deepest)
+    labels_of_deepest = 1 - alpha if reading == "luanyunteng" else 1
     terms = {
-        "deepest_cross_entropy": cross_entropy(learns(last), y),
+        "deepest_cross_entropy": labels_of_deepest * cross_entropy(learns(last), y),
         "shallow_cross_entropy": sum((1 - alpha) * cross_entropy(learns(z), y) for z in shallow),
     }
 
-    def squared(features):
-        """Of each image."""
-        rows = zip(learns(features), deep, strict=True)
-        return [sum((a - b) ** 2 for a, b in zip(mine, theirs, strict=True)) for mine, theirs in rows]
+    def squared(mine, counts=lambda a, b: True):
+        """Of each image, over the entries that count."""
+        rows = zip(learns(mine), deep, strict=True)
+        return [sum((a - b) ** 2 for a, b in zip(p, q, strict=True) if counts(value(a), b)) for p, q in rows]
 
-    if reading == "conference":
+    if reading in ("conference", "mmrazor"):
         terms["distillation"] = sum(alpha * factor * kl(teacher, learns(z), temperature) for z in shallow)
-        terms["hint"] = sum(hint * mean(squared(f)) for f in step.student.features[:-1])
-        return terms
-    soft = of_each(teacher, temperature)
-    terms["distillation"] = sum(alpha * factor * cross_entropy_to(soft, learns(z), temperature) for z in shallow)
-    terms["hint"] = 0.0  # exits 1 and 2 of four: that of exit 3 is skipped
-    for adapted in step.companion.features[: len(shallow) - 1]:
-        terms["hint"] = terms["hint"] + hint * root(sum(squared(adapted)))
+    else:
+        soft = of_each(teacher, temperature)
+        terms["distillation"] = sum(alpha * factor * cross_entropy_to(soft, learns(z), temperature) for z in shallow)
+    if reading == "conference":
+        terms["hint"] = sum(hint * mean(squared(f)) for f in features)
+    elif reading == "luanyunteng":
+        terms["hint"] = sum(hint * sum(squared(f, lambda a, b: a > 0 or b > 0)) for f in features)
+    else:  # norms, of exits 1 and 2 of four: that of exit 3 is skipped
+        compared = step.companion.features if reading == "journal" else features
+        terms["hint"] = sum(hint * root(sum(squared(f))) for f in compared[: len(shallow) - 1])
     return terms
 
 
@@ -452,8 +467,8 @@ def dlb(step, temperature=3.0, alpha=1.0):
     }
 
 
-def bake(step, temperature=4.0, weight=1.0, omega=0.5, mates=3):
-    groups = [step.student, *step.mates]
+def bake(step, temperature=4.0, weight=1.0, omega=0.5, positives=3):
+    groups = [step.student, *step.positives]
     features = [row for g in groups for row in teaches(g.features[-1])]
     z = [row for g in groups for row in learns(deepest(g))]
     teacher = [row for g in groups for row in teaches(deepest(g))]

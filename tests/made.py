@@ -55,7 +55,7 @@ VARIANTS = {
     "drkd, combined, student": ("drkd", {"combined": True, "swap": "student"}),
     "fitnet, two stages": ("fitnet", {"two_stages": True}),
     "snapshot, three cycles": ("snapshot", {"cycles": 3}),
-    "bake, one mate": ("bake", {"mates": 1}),
+    "bake, one positive": ("bake", {"positives": 1}),
 }
 
 

@@ -80,7 +80,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
 
     done, entries = run_there(tmp_path, "second", 45)
     assert done.returncode == 0, done.stdout + done.stderr
-    cells = [(e["record"]["method"], e["record"]["seed"]) for e in entries]
+    cells = [(e["record"]["variant"], e["record"]["seed"]) for e in entries]
     assert len(cells) > len(first)
     assert len(set(cells)) == len(cells)
     seeds = {m: [s for name, s in cells if name == m] for m, _ in cells}
@@ -93,6 +93,8 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     params = yaml.safe_load((study / "params.yaml").read_text())
     params["models"] = ["resnet10-slim"]
     params["recipe"] = entries[0]["record"]["recipe"]
+    for key in ("training_images", "validation_images"):
+        params[key] = entries[0]["record"][key]
     (study / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     home = Project(study)
     home.run("selfdistill", "records", "import", str(tmp_path / "second/records.jsonl.gz"))

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from selfdistill.cli import main
-from selfdistill.config import ConfigError, read_study
+from selfdistill.config import read_study
+from selfdistill.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 SOUND = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -76,7 +77,7 @@ BROKEN = [
     ("control", "plane", "is not in this study"),
     ("seeds", [0, 1, 0], "0 stands there twice"),
     ("seeds", [-1], "0"),
-    ("seeds", [0.5], "whole number"),
+    ("seeds", [0.5], "seeds[0]: 0.5 is not allowed; allowed: a seed from 0"),
     ("seeds", [], "at least 1"),
     ("seeds", 5, "list"),
     ("selection", "test", "'last' or 'validation'"),

@@ -9,8 +9,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -18,16 +16,25 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
-from selfdistill.config import ConfigError, DataEntry, read_catalogue
-from selfdistill.data import cifar
+from selfdistill.closure import PACKAGE, closure
+from selfdistill.data import cifar, cifar10
 from selfdistill.data import fetch as fetch_module
+from selfdistill.data import idx as idx_reader
+from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
+from selfdistill.data.folder import list_of, read_list
+from selfdistill.data.images import UnusableImageError, upright
 from selfdistill.data.prepare import prepare
-from selfdistill.data.splits import moments
+from selfdistill.data.prepared import open_splits
+from selfdistill.data.splits import moments, pixels_sha256
+from selfdistill.errors import UserError
+from selfdistill.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -507,32 +514,176 @@ def test_data_sets_are_fetched_and_prepared_from_wherever_one_stands(project, pl
 
 def test_the_digits_are_split_stratified_without_overlap_and_recorded(tiny_study):
     folder = tiny_study / "data/prepared/digits"
-    parts = {
-        p: load_file(folder / f"{f}/{p}.safetensors")
-        for p, f in (("train", "training"), ("validation", "training"), ("test", "test"))
-    }
+    parts = {p: load_file(folder / f"{f}/{p}.safetensors") for p, f in (("pool", "training"), ("test", "test"))}
     published = load_digits()
     indices = np.concatenate([part["indices"] for part in parts.values()])
     assert sorted(indices) == list(range(1797))
     for part in parts.values():
         np.testing.assert_array_equal(part["labels"], published.target[part["indices"]])
         np.testing.assert_array_equal(part["images"][:, 0], np.round(published.images[part["indices"]] * 255 / 16))
-    assert np.bincount(parts["train"]["labels"]).tolist() == [10] * 10
+    shares = np.bincount(parts["test"]["labels"]) / np.bincount(published.target)
+    assert np.abs(shares - 1197 / 1797).max() < 1 / 170
     description = json.loads((folder / "training/dataset.json").read_text())
-    assert description["counts"] == {"train": 100, "validation": 100, "test": 1597}
-    assert description["split"] == {"train": 100, "validation": 100, "seed": 0}
-    assert description["mean"] == pytest.approx([parts["train"]["images"].mean() / 255], abs=1e-6)
+    assert description["counts"] == {"pool": 600, "test": 1197}
+    assert description["split"] == {"test": 1197, "seed": 0}
+    assert description["mean"] == pytest.approx([parts["pool"]["images"].mean() / 255], abs=1e-6)
 
 
-def test_preparing_loads_no_code_that_its_stage_does_not_declare():
+def test_a_seeds_images_are_those_that_its_record_names(tiny_study):
+    folder = tiny_study / "data/prepared/digits/training"
+    asked = {"training_images": 100, "validation_images": 400}
+    first, again = (open_splits(folder, split="per_seed", **asked, seed=3) for _ in range(2))
+    other = open_splits(folder, split="per_seed", **asked, seed=4)
+    fixed = [open_splits(folder, split="fixed", **asked, seed=seed) for seed in (0, 4)]
+    assert first.facts == again.facts
+    assert first.facts["training_rows_sha256"] != other.facts["training_rows_sha256"]
+    assert fixed[0].facts == fixed[1].facts
+    images, labels = first.training
+    assert first.facts["training_rows_sha256"] == pixels_sha256(images.numpy(), labels.numpy())
+    assert (first.facts["training"], first.facts["validation"]) == (100, 400)
+    assert torch.bincount(labels).tolist() == [10] * 10
+    images, labels = first.validation
+    assert first.facts["validation_rows_sha256"] == pixels_sha256(images.numpy(), labels.numpy())
+
+
+@pytest.mark.parametrize("stage", ["fetch", "prepare"])
+def test_a_data_set_depends_on_all_code_that_makes_it(stage):
     """What DVC does not know of cannot make a data set stale.  Reading and writing files is no form of data."""
-    declared = yaml.safe_load((ROOT / "data/dvc.yaml").read_text())["stages"]["prepare"]["do"]["deps"]
-    code = (
-        "import sys, selfdistill.data.prepare, selfdistill.data.folder; print('\\n'.join("
-        "m.__file__ for n, m in sys.modules.items() if n.startswith('selfdistill') and m.__file__))"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    loaded = {Path(path).relative_to(ROOT / "src/selfdistill").as_posix() for path in printed.splitlines()}
-    assert "data/splits.py" in loaded
-    paths = {path.removeprefix("../src/selfdistill/").replace("${item.reader}", "folder") for path in declared}
-    assert loaded - paths == {"__init__.py", "data/__init__.py", "files.py"}
+    declared = yaml.safe_load((ROOT / "data/dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    readers = {entry.reader for entry in read_catalogue(ROOT / "data/params.yaml").datasets.values()} | {"folder"}
+    # a list of a folder's files is verified by the hash of the catalogue, whatever code makes it
+    stop = [
+        PACKAGE / "data" / f"{part}.py" for part in (["folder", "catalogue"] if stage == "fetch" else ["catalogue"])
+    ]
+    for reader in sorted(readers) if stage == "prepare" else ["none"]:
+        parts = [stage, *([reader] if stage == "prepare" else [])]
+        used = closure(
+            [PACKAGE / "data" / f"{part}.py" for part in parts], [path for path in stop if path.stem != reader]
+        )
+        paths = {path.removeprefix("../src/selfdistill/").replace("${item.reader}", reader) for path in declared}
+        loaded = {path.relative_to(PACKAGE).as_posix() for path in used}
+        assert loaded - paths <= {
+            "__init__.py",
+            "data/__init__.py",
+            "data/prepared/__init__.py",
+            "files.py",
+            "errors.py",
+        }
+        assert paths - loaded <= {"raw/${key}", "data/mirror.py", "data/pickles.py"}, reader
+
+
+# ---- what belongs together, and what pixels mean ----
+
+
+def pickled(path: Path, **content) -> None:
+    path.write_bytes(python2_pickle({name.encode(): value for name, value in content.items()}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([3] * 19, "20 images and 19 labels; allowed: one label for each image"),
+        ([3] * 21, "20 images and 21 labels"),
+        ([3.5] * 20, "labels of type float64; allowed: whole numbers from 0"),
+        ([3.0] * 20, "labels of type float64"),
+        ([True] * 20, "labels of type bool"),
+        ([0] * 19 + [-1], "label -1 of image 19; allowed: whole numbers from 0"),
+        ([[3]] * 20, r"20 images and labels \(20, 1\)"),
+        (None, r"20 images and labels \(\)"),
+    ],
+)
+def test_a_batch_whose_labels_do_not_belong_to_its_images_is_refused(tmp_path, labels, said):
+    images = np.zeros((20, 3072), np.uint8)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pickled(tmp_path / name, data=images, labels=[i % 10 for i in range(20)])
+    assert len(cifar10.read(tmp_path)["train"][1]) == 100
+    pickled(tmp_path / "data_batch_3", data=images, labels=labels)
+    with pytest.raises(UserError, match=f"data_batch_3: {said}"):
+        cifar10.read(tmp_path)
+    pickled(tmp_path / "train", data=images, fine_labels=labels)
+    with pytest.raises(UserError, match=f"train: {said}"):
+        cifar.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.zeros((20, 3071), np.uint8), r"data \(20, 3071\); allowed: N x 3,072"),
+        (np.zeros((20, 3072), np.float32), "data of other numbers than it says, or not of single bytes"),
+        ([1] * 20, "data is no array"),
+        (np.zeros((0, 3072), np.uint8), "0 images and 20 labels"),
+    ],
+)
+def test_a_batch_of_other_images_is_refused(tmp_path, data, said):
+    pickled(tmp_path / "train", data=data, fine_labels=[0] * 20)
+    with pytest.raises(UserError, match=f"train: {said}"):
+        cifar.read(tmp_path)
+
+
+def test_a_label_beyond_the_classes_is_refused_and_nothing_is_left(server, tmp_path):
+    fetch("made", entry(f"{server}/good/"), tmp_path / "raw")
+    labels = LABELS["t10k"].copy()
+    labels[7] = 4
+    (tmp_path / "raw/made/t10k-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(UserError, match="made: label 4 in test; allowed: 0 to 3, the classes"):
+        prepare("made", entry(), tmp_path / "raw", tmp_path / "prepared")
+    assert not list((tmp_path / "prepared").rglob("*"))
+
+
+def test_what_was_prepared_stays_as_it_was_when_preparing_fails(server, tmp_path):
+    fetch("made", entry(f"{server}/good/"), tmp_path / "raw")
+    prepare("made", entry(), tmp_path / "raw", tmp_path / "prepared")
+    before = fetched(tmp_path / "prepared")
+    (tmp_path / "raw/made/train-images-idx3-ubyte").write_bytes(FILES["train-images-idx3-ubyte"][:-1])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte: 1,499 numbers, 1,500 in its header"):
+        prepare("made", entry(), tmp_path / "raw", tmp_path / "prepared")
+    assert fetched(tmp_path / "prepared") == before
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["made"]
+
+
+def test_an_idx_pair_of_two_lengths_is_refused(tmp_path):
+    def write(count: int, labels: int) -> None:
+        for prefix in ("train", "t10k"):
+            head = b"\0\0\x08\x03" + b"".join(n.to_bytes(4) for n in (count, 2, 2))
+            (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(head + bytes(4 * count))
+            head = b"\0\0\x08\x01" + labels.to_bytes(4)
+            (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(head + bytes(labels))
+
+    write(40, 40)
+    assert len(idx_reader.read(tmp_path)["test"][1]) == 40
+    write(40, 39)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte: 40 images and 39 labels"):
+        idx_reader.read(tmp_path)
+
+
+def encoded(pixels: np.ndarray, form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_heic_is_named_and_avif_is_read():
+    pixels = np.full((16, 16, 3), 200, np.uint8)
+    assert abs(np.asarray(upright(encoded(pixels, "AVIF"))).astype(int) - 200).max() < 8
+    head = (24).to_bytes(4) + b"ftypheic" + bytes(12)
+    with pytest.raises(UnusableImageError, match=r"HEIC, which is read where|cannot be decoded"):
+        upright(head)
+
+
+def test_what_file_managers_leave_is_ignored_and_links_outwards_are_no_images(tmp_path):
+    folder = tmp_path / "photos"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(encoded(np.zeros((8, 8), np.uint8), "PNG"))
+        (folder / name / "Thumbs.db").write_bytes(b"x")
+        (folder / name / "desktop.ini").write_bytes(b"x")
+    (tmp_path / "elsewhere.png").write_bytes(encoded(np.zeros((8, 8), np.uint8), "PNG"))
+    (folder / "a/link.png").symlink_to(tmp_path / "elsewhere.png")
+    (folder / "a/inside.png").symlink_to(folder / "b/1.png")
+    rows = {row.path: row.reason for row in read_list(list_of(folder))}
+    assert rows == {
+        "a/1.png": "",
+        "a/inside.png": "",
+        "a/link.png": "a link to a file outside the folder",
+        "b/1.png": "",
+    }

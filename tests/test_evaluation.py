@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, log_loss
 
-from selfdistill.evaluation.classification import calibration_error, metrics
+from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
+from selfdistill.stages.evaluate import NonFiniteOutputsError, finite
 
 
 def test_accuracy_and_nll_are_scikit_learns():
@@ -39,6 +40,25 @@ def test_calibration_error_is_the_literal_sum_over_bins_edges_included():
     assert calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([1.0, 1.0])) == pytest.approx(0.2)
 
 
+def test_certain_networks_average_to_finite_numbers():
+    """e^-2000 is 0 in double precision: the logarithm of a mean of probabilities would be -inf."""
+    logits = torch.tensor([[[0.0, 2000.0, -2000.0]], [[0.0, 2000.0, -2000.0]]])
+    together = average_probabilities(logits)
+    assert torch.isfinite(together).all()
+    assert metrics(together, torch.tensor([2]))["nll"] == pytest.approx(4000)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(average_probabilities(logits).exp(), logits.softmax(dim=2).mean(dim=0))
+
+
+def test_outputs_that_are_no_numbers_are_refused_with_their_place(tmp_path):
+    outputs = torch.zeros(2, 5, 3)
+    outputs[1, 3, 0], outputs[0, 4, 2] = torch.nan, torch.inf
+    with pytest.raises(NonFiniteOutputsError, match=r"weights.safetensors: .* for 2 of 5 images of the test split"):
+        finite(outputs, tmp_path / "weights.safetensors", "test")
+    assert finite(outputs[:, :3], tmp_path, "test").shape == (2, 3, 3)
+
+
 @pytest.fixture(scope="module")
 def digit(tiny_study, tmp_path_factory):
     """A test image as a PNG file, and its row in the predictions."""
@@ -50,7 +70,7 @@ def digit(tiny_study, tmp_path_factory):
 
 @pytest.mark.parametrize("exit_number", [1, 2, 3, 4])
 def test_predict_gives_what_evaluation_recorded_from_every_exit(tiny_study, digit, exit_number):
-    run = "results/runs/resnet10-slim/byot/1"
+    run = "results/runs/resnet10-slim/byot/0-1/1"
     done = tiny_study.run("selfdistill", "predict", run, str(digit), "--exit", str(exit_number), "--json")
     answer = json.loads(done.stdout)[0]
     recorded = load_file(tiny_study / "results/predictions/resnet10-slim/byot/1.safetensors")["last"][
@@ -68,7 +88,7 @@ def test_predict_takes_images_of_any_kind(tiny_study, tmp_path):
     done = tiny_study.run(
         "selfdistill",
         "predict",
-        "results/runs/resnet10-slim/plain/0",
+        "results/runs/resnet10-slim/plain/0-1/0",
         str(tmp_path / "colour.jpg"),
         str(tmp_path / "transparent.png"),
     )
@@ -80,11 +100,11 @@ def test_predict_takes_images_of_any_kind(tiny_study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["results/runs/resnet10-slim/byot/0", "IMAGE", "--exit", "5"], "allowed: 1 to 4"),
-        (["results/runs/resnet10-slim/byot/0", "IMAGE", "--exit", "0"], "allowed: 1 to 4"),
+        (["results/runs/resnet10-slim/byot/0-1/0", "IMAGE", "--exit", "5"], "allowed: 1 to 4"),
+        (["results/runs/resnet10-slim/byot/0-1/0", "IMAGE", "--exit", "0"], "allowed: 1 to 4"),
         (["results/runs/nothing", "IMAGE"], "no trained run"),
-        (["results/runs/resnet10-slim/byot/0", "params.yaml"], "no image that can be read"),
-        (["results/runs/resnet10-slim/byot/0", "nowhere.png"], "no image that can be read"),
+        (["results/runs/resnet10-slim/byot/0-1/0", "params.yaml"], "no image that can be read"),
+        (["results/runs/resnet10-slim/byot/0-1/0", "nowhere.png"], "no image that can be read"),
     ],
 )
 def test_predict_refuses_in_one_line(tiny_study, digit, arguments, part):

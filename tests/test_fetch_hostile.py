@@ -18,9 +18,9 @@ import zipfile
 
 import pytest
 
-from selfdistill.config import DataEntry
 from selfdistill.data import archives
 from selfdistill.data import fetch as fetch_module
+from selfdistill.data.catalogue import DataEntry
 from selfdistill.data.fetch import MIRROR, OFFLINE, FetchError, fetch
 
 CONTENT = {"set/images.bin": os.urandom(50_000), "set/labels.bin": bytes(range(100))}
@@ -613,7 +613,8 @@ def test_offline_the_network_is_not_asked(server, tmp_path, monkeypatch):
 def test_of_several_processes_one_fetches(server, tmp_path):
     entry = large_entry(f"{server.url}/broken/").model_dump_json()
     code = (
-        "import sys, pathlib; from selfdistill.config import DataEntry; from selfdistill.data.fetch import fetch\n"
+        "import sys, pathlib; from selfdistill.data.catalogue import DataEntry;"
+        "from selfdistill.data.fetch import fetch\n"
         "fetch('made', DataEntry.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, entry, str(tmp_path / "data/raw")]

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 
@@ -15,7 +15,13 @@ from selfdistill import methods
 from selfdistill.methods.attention_transfer import attention_terms
 from selfdistill.methods.bake import bake_terms, propagated
 from selfdistill.methods.born_again import born_again_terms
-from selfdistill.methods.byot import byot_journal_terms, byot_terms
+from selfdistill.methods.byot import (
+    READINGS,
+    byot_journal_terms,
+    byot_luanyunteng_terms,
+    byot_mmrazor_terms,
+    byot_terms,
+)
 from selfdistill.methods.cskd import cskd_terms
 from selfdistill.methods.ddgsd import ddgsd_terms
 from selfdistill.methods.dlb import dlb_terms
@@ -99,7 +105,7 @@ class Sort:
             progress=torch.tensor(0.3, dtype=dtype),
             companion=outputs(REFINED, exits=4),
             views=[student, outputs()],
-            mates=[outputs() for _ in range(3)],
+            positives=[outputs() for _ in range(3)],
             pair=outputs(),
             past=logits(),
             last=outputs(rows=m),
@@ -126,7 +132,7 @@ def leaves(step: Step) -> dict[str, Tensor]:
     def look(path: str, thing) -> None:
         if isinstance(thing, Tensor) and thing.requires_grad:
             found[path] = thing
-        elif isinstance(thing, list | tuple):
+        elif isinstance(thing, Sequence):
             for i, part in enumerate(thing):
                 look(f"{path}[{i}]", part)
         elif isinstance(thing, Outputs):
@@ -217,11 +223,11 @@ CASES = [
     Case("dml"),
     Case("dml", {"temperature": 2.0, "weight": 0.3}),
     Case("byot"),
-    Case("byot", {"t_squared": True}),
-    Case("byot", {"reading": "journal"}, change=adapted),
-    Case("byot", {"reading": "journal", "t_squared": True}, change=adapted),
-    Case("byot", {"alpha": 0.6, "hint": 2.0, "temperature": 5.0}),
-    Case("byot", {"reading": "journal", "alpha": 0.6, "hint": 2.0, "temperature": 5.0}, change=adapted),
+    *(
+        Case("byot", {"reading": reading, **values}, change=adapted if reading == "journal" else lambda step: {})
+        for reading in ("luanyunteng", "journal", "mmrazor", "conference")
+        for values in ({}, {"t_squared": True}, {"alpha": 0.6, "hint": 2.0, "temperature": 5.0, "t_squared": False})
+    ),
     Case("srdl"),
     Case("srdl", label="first_stage", change=without("teacher")),
     Case("srdl", {"temperature": 2.0, "weight": 0.3}),
@@ -272,7 +278,7 @@ CASES = [
     Case("dlb", {"temperature": 2.0, "alpha": 0.3}),
     Case("bake"),
     Case("bake", {"temperature": 2.0, "weight": 0.3, "omega": 0.9}),
-    Case("bake", {"mates": 1}, change=lambda step: {"mates": step.mates[:1]}),
+    Case("bake", {"positives": 1}, change=lambda step: {"positives": step.positives[:1]}),
     Case("mean_teacher"),
     Case("mean_teacher", {"consistency": "kl"}),
     Case("mean_teacher", {"weight": 3.0, "rampup_epochs": 0}),
@@ -317,16 +323,19 @@ def drkd(step: Step, hyper: dict) -> dict:
 
 
 def byot(step: Step, hyper: dict) -> dict:
-    if hyper["reading"] == "conference":
-        call = calling(byot_terms, lambda s: s.student.logits, lambda s: s.student.features, targets)
-    else:
+    reading = hyper["reading"]
+    given = {name: hyper[name] for name in READINGS[reading] if hyper[name] is not None}
+    values = READINGS[reading] | given | {"batch_size": len(step.targets)}
+    if reading == "journal":
         features = [lambda s: s.companion.features, lambda s: s.student.features[-1]]
-        call = calling(byot_journal_terms, lambda s: s.student.logits, *features, targets)
-    return call(step, hyper)
+        return calling(byot_journal_terms, lambda s: s.student.logits, *features, targets)(step, values)
+    functions = {"conference": byot_terms, "luanyunteng": byot_luanyunteng_terms, "mmrazor": byot_mmrazor_terms}
+    parts = (lambda s: s.student.logits, lambda s: s.student.features, targets)
+    return calling(functions[reading], *parts)(step, values)
 
 
 def bake(step: Step, hyper: dict) -> dict:
-    groups = [step.student, *step.mates]
+    groups = [step.student, *step.positives]
     logits = torch.cat([deepest(g) for g in groups])
     features = torch.cat([g.features[-1] for g in groups])
     ensemble = propagated(features, logits, temperature=hyper["temperature"], omega=hyper["omega"])
@@ -637,6 +646,22 @@ def test_bake_propagates_as_the_inverse_and_as_endless_turns_do(omega):
     ):
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-14)
     assert found.sum(dim=1).tolist() == pytest.approx([1] * 7, rel=1e-12)
+
+
+@pytest.mark.parametrize("omega", [0.0, 1e-12, 0.1, 0.5, 0.9, 0.999])
+def test_bake_agrees_with_a_solver(omega):
+    """In float32, with images that are alike and some of no features, whatever products are allowed to round to."""
+    chance = torch.Generator().manual_seed(1)
+    features, logits = torch.randn(64, 16, generator=chance).relu(), 5 * torch.randn(64, 10, generator=chance)
+    features[:3], features[3:6] = 0, features[6]
+    normalised = torch.nn.functional.normalize(features.double(), dim=1)
+    affinity = (normalised @ normalised.T).fill_diagonal_(-torch.inf).softmax(dim=1)
+    predictions = (1 - omega) * (logits.double() / 4).softmax(dim=1)
+    expected = torch.linalg.solve(torch.eye(64, dtype=torch.float64) - omega * affinity, predictions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = propagated(features, logits, temperature=4.0, omega=omega)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -14,14 +15,15 @@ import zlib
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, features
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from selfdistill.cli import main
-from selfdistill.config import Catalogue, DataEntry, ImageForm, read_catalogue
+from selfdistill.data.catalogue import Catalogue, DataEntry, ImageForm, read_catalogue
+from selfdistill.data.describe import describe_folder
 from selfdistill.data.fetch import FetchError, fetch
-from selfdistill.data.folder import describe_folder, list_of
+from selfdistill.data.folder import list_of
 from selfdistill.data.images import UnusableImageError, sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared import Dataset
@@ -48,14 +50,24 @@ def exif(orientation: int) -> bytes:
     return entries.tobytes()
 
 
-def huge_png() -> bytes:
-    """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
-
+def png(header: bytes, pixels: bytes) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def huge_png() -> bytes:
+    """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
+    return png(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0), b"")
+
+
+def png16(values: np.ndarray) -> bytes:
+    """H x W x 1 to 4 channels of 16 bits, which Pillow does not write."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    return png(header, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
 
 
 GREY16 = Image.fromarray((np.arange(48 * 40, dtype=np.uint32) * 34).astype(np.uint16).reshape(40, 48))
@@ -83,7 +95,13 @@ UNUSABLE = {
     "vector.eps": (saved(colours(), "EPS"), "no image of a known format"),
     "huge.png": (huge_png(), "more than [0-9,]+ pixels"),
     "float.tiff": (saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "floating-point pixels"),
+    "int.tiff": (saved(Image.fromarray(np.arange(81, dtype=np.int32).reshape(9, 9)), "TIFF"), "pixels of 32 bits"),
+    "grey16-and-transparent.png": (png16(np.zeros((9, 9, 2), np.uint16)), r"the form LA;16B, .+; save it with 8"),
+    "photo.jxl": (b"\xff\x0a" + bytes(50), r"no image of a known format \(JPEG XL\)"),
 }
+if features.check("avif"):
+    USABLE["rgb.avif"] = saved(colours(), "AVIF", quality=95)
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)  # its head alone
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -102,6 +120,29 @@ def test_grey_in_16_bits_keeps_its_upper_8_and_palettes_and_single_bits_are_read
     palette = colours().convert("P", palette=Image.Palette.ADAPTIVE)
     np.testing.assert_array_equal(upright(saved(palette, "GIF")), palette.convert("RGB"))
     assert sized(upright(saved(half, "PNG")), (8, 6), 3).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits_are_scaled_to_what_is_called_white(channels):
+    values = RNG.integers(0, 4096, (6, 8, channels), dtype=np.uint16)
+    values[0, 0] = 4095
+    for white, expected in ((4095, values >> 4), (None, values >> 8), (1023, np.minimum(values, 1023) >> 2)):
+        seen = np.asarray(upright(png16(values), white)).reshape(6, 8, -1)
+        np.testing.assert_array_equal(seen, expected[..., :3])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_turned_as_exif_says(kind):
+    turned = Image.fromarray(np.asarray(GREY16).T[::-1].copy())  # to the left by a quarter; 6 says so
+    options = {"exif": exif(6)} if kind == "PNG" else {"tiffinfo": {0x0112: 6}}
+    np.testing.assert_array_equal(upright(saved(turned, kind, **options)), np.asarray(GREY16) >> 8)
+
+
+def test_what_the_first_bytes_say_of_a_file_that_cannot_be_read():
+    with pytest.raises(UnusableImageError) as error:
+        upright(HEIC)
+    installed = importlib.util.find_spec("pillow_heif") is not None
+    assert ("pip install pillow-heif" in str(error.value)) != installed
 
 
 @pytest.mark.parametrize(("content", "reason"), UNUSABLE.values(), ids=list(UNUSABLE))
@@ -123,7 +164,7 @@ def fill(folder, count: int, kinds=("cat", "dog")) -> None:
 
 
 def mixed(folder) -> None:
-    """200 images: 180 of two kinds, 11 of other forms, and 9 that are none."""
+    """Images of two kinds, some of other forms, and files that are none."""
     fill(folder, 180)
     for name, content in USABLE.items():
         (folder / "cat" / name).write_bytes(content)
@@ -145,18 +186,19 @@ def contents(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_of_200_mixed_images_the_bad_are_listed_and_the_rest_is_used(tmp_path):
+def test_of_mixed_images_the_bad_are_listed_and_the_rest_is_used(tmp_path):
     mixed(tmp_path / "photos")
     said, _ = prepared(tmp_path / "photos", tmp_path, size=(24, 24))
     assert said["classes"] == ["cat", "dog"]
-    assert said["counts"] == {"train": 115, "validation": 38, "test": 38}
-    assert (said["channels"], said["size"], said["quarantined"]) == (3, [24, 24], 9)
+    usable = 180 + len(USABLE)
+    assert said["counts"] == {"pool": usable - round(0.2 * usable), "test": round(0.2 * usable)}
+    assert (said["channels"], said["size"], said["quarantined"]) == (3, [24, 24], len(UNUSABLE))
     rows = list(csv.DictReader((tmp_path / "prepared/made/report/quarantine.csv").open()))
     assert [(row["split"], row["name"]) for row in rows] == [("all", f"dog/{name}") for name in sorted(UNUSABLE)]
     assert all(row["reason"] for row in rows)
     paths = [row["path"] for row in csv.DictReader((tmp_path / "raw/made/files.csv").open())]
-    assert len(paths) == 200
-    for part, place in (("train", "training"), ("validation", "training"), ("test", "test")):
+    assert len(paths) == usable + len(UNUSABLE)
+    for part, place in (("pool", "training"), ("test", "test")):
         tensors = load_file(tmp_path / f"prepared/made/{place}/{part}.safetensors")
         for image, label, index in zip(tensors["images"], tensors["labels"], tensors["indices"], strict=True):
             path = tmp_path / "photos" / paths[index]
@@ -180,8 +222,8 @@ def test_neither_the_order_of_a_directory_nor_its_place_nor_its_times_count(tmp_
 @pytest.mark.parametrize(
     ("parts", "counts"),
     [
-        ({"train": 60, "test": 20}, {"train": 54, "validation": 6, "test": 20}),
-        ({"train": 60, "val": 20}, {"train": 54, "validation": 6, "test": 20}),
+        ({"train": 60, "test": 20}, {"pool": 60, "test": 20}),
+        ({"train": 60, "val": 20}, {"pool": 60, "test": 20}),
         ({"train": 60, "validation": 14, "test": 20}, {"train": 60, "validation": 14, "test": 20}),
     ],
 )
@@ -200,7 +242,7 @@ def test_names_of_splits_are_known_in_any_case(tmp_path):
     fill(tmp_path / "photos/TEST", 20)
     said, entry = prepared(tmp_path / "photos", tmp_path)
     assert said["classes"] == ["cat", "dog"]
-    assert said["counts"] == {"train": 36, "validation": 4, "test": 20}
+    assert said["counts"] == {"pool": 40, "test": 20}
     assert entry.files[0].bytes == len((tmp_path / "raw/made/files.csv").read_bytes())
 
 
@@ -256,6 +298,43 @@ def test_predict_sees_an_image_as_it_was_prepared(channels, tmp_path):
         np.testing.assert_array_equal(inverted, 255 - expected, err_msg=name, strict=True)
 
 
+def fill_deep(folder, largest: int, count: int = 40) -> None:
+    """Images of 16 bits, grey and coloured, whose largest value is this one."""
+    for i in range(count):
+        kind = ("cat", "dog")[i % 2]
+        values = RNG.integers(0, largest // (1 + i % 2), (20, 20, 1 + 2 * (i % 3 == 0)), dtype=np.uint16)
+        values[0, 0] = largest if i == 7 else 0
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{i:03d}.png").write_bytes(png16(values))
+
+
+def test_16_bits_are_scaled_by_the_largest_value_of_the_set_and_predict_does_the_same(tmp_path):
+    photos = tmp_path / "photos"
+    fill_deep(photos / "train", 4095)
+    fill_deep(photos / "test", 3000, 12)
+    fill(photos / "test", 4)  # 8 bits among them are as they are
+    said, _ = prepared(photos, tmp_path, size=(20, 20), channels=3)
+    assert said["white"] == 4095
+    dataset = Dataset.read(tmp_path / "prepared/made/training")
+    pool = load_file(tmp_path / "prepared/made/training/pool.safetensors")["images"]
+    assert pool.max() == 255
+    assert 50 < pool.mean() < 110
+    paths = sorted((photos / "test").rglob("*.png"))
+    images = load_file(tmp_path / "prepared/made/test/test.safetensors")["images"]
+    assert len(images) == len(paths)
+    for path, expected in zip(paths, images, strict=True):
+        np.testing.assert_array_equal(read_image(path, dataset, invert=False), expected, err_msg=str(path))
+    np.testing.assert_array_equal(
+        pool[7 // 2 + 20], sized(upright((photos / "train/dog/007.png").read_bytes(), 4095), (20, 20), 3)
+    )
+
+
+def test_a_set_of_8_bits_has_no_white(tmp_path):
+    fill(tmp_path / "photos", 40)
+    said, _ = prepared(tmp_path / "photos", tmp_path)
+    assert said["white"] is None
+
+
 @pytest.mark.parametrize(("content", "reason"), UNUSABLE.values(), ids=list(UNUSABLE))
 def test_predict_refuses_what_preparing_leaves_out(content, reason, tmp_path):
     (tmp_path / "photo").write_bytes(content)
@@ -302,7 +381,7 @@ def test_names_of_any_signs_are_files_as_others_are(tmp_path):
     for i, name in enumerate(names):
         pixels = np.full((20, 20, 3), 20 * i, np.uint8)
         (photos / "cat" / name).write_bytes(saved(Image.fromarray(pixels), "PNG"))
-    junk = ["Icon\r", "Thumbs.db", "desktop.ini", "bad\udcfe\n.png"]
+    junk = ["notes.txt", "bad\udcfe\n.png"]
     for name in junk:
         (photos / "dog" / name).write_bytes(b"")
     said, _ = prepared(photos, tmp_path)
@@ -312,6 +391,52 @@ def test_names_of_any_signs_are_files_as_others_are(tmp_path):
     assert listed == sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*") if p.is_file())
     with open(tmp_path / "prepared/made/report/quarantine.csv", newline="", errors="surrogateescape") as file:
         assert [row["name"] for row in csv.DictReader(file)] == sorted(f"dog/{name}" for name in junk)
+
+
+def test_files_that_systems_make_are_left_out(tmp_path):
+    photos = tmp_path / "photos"
+    fill(photos, 40)
+    before = describe_folder(photos)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "ehthumbs.db", "Icon\r", "._000.png", "@eaDir/000.png"):
+        (photos / "cat" / name).parent.mkdir(exist_ok=True)
+        (photos / "cat" / name).write_bytes(b"made by a system")
+    assert describe_folder(photos) == before
+
+
+def test_a_folder_of_what_nobody_reads_here_is_refused_with_the_commonest_reason(tmp_path):
+    fill(tmp_path / "photos", 40)
+    for path in (tmp_path / "photos/dog").iterdir():
+        path.write_bytes(b"%PDF-1.7")
+    (tmp_path / "photos/dog/empty.png").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"'dog' has 0 usable images to split; mostly: no image .+ \(a PDF\) \(20 files\); allowed: 5"
+    ):
+        describe_folder(tmp_path / "photos")
+
+
+def test_a_link_that_leaves_the_folder_is_listed_and_one_within_it_is_read(tmp_path):
+    photos = tmp_path / "photos"
+    fill(photos, 40)
+    (tmp_path / "secret.png").write_bytes((photos / "cat/000.png").read_bytes())
+    (photos / "cat/outside.png").symlink_to("../../secret.png")
+    (photos / "cat/within.png").symlink_to("../dog/001.png")
+    (photos / "cat/folder").symlink_to("../dog")
+    said, _ = prepared(photos, tmp_path)
+    assert sum(said["counts"].values()) == 41
+    rows = {
+        row["name"]: row["reason"] for row in csv.DictReader((tmp_path / "prepared/made/report/quarantine.csv").open())
+    }
+    assert rows == {"cat/folder": "a link to a folder", "cat/outside.png": "a link to a file outside the folder"}
+
+
+def test_a_class_that_is_a_link_to_a_folder_is_refused_by_name(tmp_path):
+    """Left out, it would be a class less without a word."""
+    fill(tmp_path / "photos", 40)
+    (tmp_path / "photos/cat").rename(tmp_path / "cats")
+    (tmp_path / "photos/cat").symlink_to("../cats")
+    fill(tmp_path / "photos", 40, kinds=("cow", "dog"))
+    with pytest.raises(ValueError, match=r"photos/cat: a link to a folder, which is not followed; put the folder"):
+        describe_folder(tmp_path / "photos")
 
 
 def test_the_list_of_sound_files_has_the_bytes_that_it_always_had(tmp_path):
@@ -514,4 +639,4 @@ def test_a_described_folder_is_an_entry_of_the_catalogue(tmp_path):
     (tmp_path / "params.yaml").write_text(text)
     catalogue = read_catalogue(tmp_path / "params.yaml")
     assert isinstance(catalogue, Catalogue)
-    assert vars(catalogue.datasets["made"].split) == {"train": 24, "validation": 8, "seed": 3}
+    assert catalogue.datasets["made"].split.model_dump(exclude_none=True) == {"test": 8, "seed": 3}

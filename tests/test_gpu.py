@@ -6,7 +6,7 @@ from made import bits, stop_after, train
 
 from selfdistill import methods
 from selfdistill.training.checkpoint import Checkpoints
-from selfdistill.training.interruption import Interrupted
+from selfdistill.training.stopping import Interrupted
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GRAPHED = {"device": "cuda", "cuda_graphs": True, "epochs": 6}

@@ -20,10 +20,10 @@ from selfdistill.methods.srdl import referenced_terms
 from selfdistill.models import build
 from selfdistill.models.sections import Outputs
 from selfdistill.training.losses import mixed_cross_entropy, smoothed_cross_entropy, softened_kl
-from selfdistill.training.method import Step
+from selfdistill.training.method import HyperParameterError, StateError, Step, StepError
 
 N, K, D = 6, 5, 7
-NEEDS = {"exits", "teacher", "average", "companion", "views", "mates", "pairs", "memory", "last_batch", "partners"}
+NEEDS = {"exits", "teacher", "average", "companion", "views", "positives", "pairs", "memory", "last_batch", "partners"}
 NEEDS |= {"host"}
 
 
@@ -235,7 +235,7 @@ def test_every_method_trains_a_network_by_hand(name):
         seen = Step(images, labels, views[0], teacher, torch.tensor(0.5), views, pair=pair, past=past)
         seen.partner_targets, seen.share = labels.flip(0), torch.full((20,), 0.7)
         seen.companion = companion and companion(images, views[0])
-        seen.mates = [views[1]] * getattr(method, "mates", 0)
+        seen.positives = [views[1]] * getattr(method, "positives", 0)
         seen.last, seen.last_targets, seen.last_logits, seen.last_batch_size = views[1], labels, past, 20
         terms = method(seen)
         assert all(re.fullmatch("[a-z_]+", n) and t.ndim == 0 and t.isfinite() for n, t in terms.items())
@@ -259,7 +259,7 @@ def test_every_method_says_what_it_is(name):
     assert set(about["needs"]) <= NEEDS
     for key, spec in about["hyper"].items():
         assert {"default", "meaning", "source"} <= set(spec), key
-        assert "allowed" in spec or "choices" in spec or isinstance(spec["default"], bool)
+        assert "allowed" in spec or "choices" in spec or spec["default"] in (True, False, None)
     if about["paper"]:
         assert about["paper"] in card
 
@@ -283,3 +283,151 @@ def test_no_code_asks_for_a_methods_name():
             if isinstance(node, ast.Compare):
                 constants = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)}
                 assert not constants & names, f"{path}:{node.lineno}"
+
+
+# ---- one door: what YAML refuses, Python refuses ----
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (
+            {"alpha": 3, "temperature": 0, "reading": "nonsense"},
+            ["alpha: 3 is not allowed; allowed: a number from 0 to 1", "temperature: 0 is", "reading: 'nonsense' is"],
+        ),
+        ({"alpha": float("nan")}, ["alpha: nan is not allowed"]),
+        ({"t_squared": 1}, ["t_squared: 1 is not allowed; allowed: true or false"]),
+        ({"alpha": True}, ["alpha: True is not allowed"]),
+        ({"alpa": 0.5}, ["no hyper-parameter 'alpa'; there are reading, alpha"]),
+    ],
+)
+def test_hyper_parameters_in_python_obey_the_bounds_of_the_yaml_in_one_line(values, parts):
+    with pytest.raises(HyperParameterError) as caught:
+        methods.create("byot", **values)
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_methods_values_are_those_of_its_reading_unless_given():
+    journal, default = methods.create("byot", reading="journal"), methods.create("byot", alpha=0.7)
+    assert (journal.alpha, journal.hint, journal.t_squared) == (0.3, 0.03, False)
+    assert (default.reading, default.alpha, default.hint, default.t_squared) == ("luanyunteng", 0.7, 1e-6, True)
+    with pytest.raises(ValueError, match="no method 'byott'"):
+        methods.create("byott")
+
+
+def test_a_step_of_bare_tensors_is_answered_in_one_line():
+    logits, targets = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(StepError, match=r"student is a tensor; allowed: Outputs.* Outputs\(\[z\], \[\], \[\]\)"):
+        methods.create("plain")(Step(torch.zeros(4, 1, 8, 8), targets, logits))
+    with pytest.raises(StepError, match="views is a tensor"):
+        Step(torch.zeros(4, 1, 8, 8), targets, Outputs([logits], [], []), views=[logits, logits])
+    with pytest.raises(StepError, match="student is a NoneType"):
+        Step(torch.zeros(4, 1, 8, 8), targets, None)
+    answered = methods.create("plain")(Step(torch.zeros(4, 1, 8, 8), targets, Outputs([logits], [], [])))
+    assert answered["cross_entropy"].item() == pytest.approx(1.0986, abs=1e-4)
+
+
+@pytest.mark.parametrize(("images", "classes", "said"), [(4, 1, "1 class; allowed: 2 or more"), (0, 3, "is empty")])
+@pytest.mark.parametrize("name", ["plain", "tfkd_reg", "label_smoothing"])
+def test_one_class_and_an_empty_batch_are_refused(name, images, classes, said):
+    student = Outputs([torch.zeros(images, classes)], [torch.zeros(images, 2)], [])
+    step = Step(torch.zeros(images, 1, 8, 8), torch.zeros(images, dtype=torch.int64), student)
+    with pytest.raises(StepError, match=said):
+        methods.create(name)(step)
+
+
+def test_a_tensor_in_the_state_is_written_in_place_or_refused():
+    method = methods.create("plain")
+    method.state["seen"] = torch.zeros(())
+    method.state["seen"].add_(1)
+    with pytest.raises(StateError, match=r"self\.state\['seen'\]\.copy_"):
+        method.state["seen"] = method.state["seen"] + 1
+    method.state["seen"] += 1  # in place
+    assert method.state["seen"].item() == 2
+    with pytest.raises(StateError, match="is there already"):
+        method.state.update(seen=torch.ones(()))
+    with pytest.raises(StateError, match="is a float; allowed: a tensor"):
+        method.state["rate"] = 0.5
+    method.state = {"seen": torch.ones(())}  # what a checkpoint does
+    assert method.state["seen"].item() == 1
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_no_phase_is_empty_whatever_the_hyper_parameters(name):
+    spec = methods.about(name)["hyper"]
+    extremes = [{}] + [{key: bound} for key, s in spec.items() for bound in s.get("allowed", s.get("choices", []))]
+    for values in extremes:
+        for epochs in range(1, 13):
+            lengths = [phase.epochs for phase in methods.create(name, **values).phases(epochs)]
+            assert min(lengths) >= 1, (values, epochs, lengths)
+    if name == "srdl":
+        for split in (0.001, 0.01, 0.5, 0.99, 0.999):
+            low, high = spec["split"]["allowed"]
+            if low <= split <= high:
+                assert sum(p.epochs for p in methods.create(name, split=split).phases(10)) == 10
+
+
+def test_a_card_is_told_apart_from_its_text():
+    assert methods.card("byot").startswith("# BYOT")
+    assert methods.about("byot")["hyper"]["hint"]["meaning"] not in methods.card("byot")
+
+
+HEAD = """---
+title: Mine
+name: Mine
+paper: null
+group: controls
+cost: 1.0
+hyper:
+  beta:
+    meaning: weight
+    source: our choice
+---
+# Mine
+"""
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        (HEAD.replace("beta", "gamma"), "mine.md: no hyper-parameter 'beta'"),
+        (
+            HEAD.replace("source: our choice", "source: our choice\n  more: {meaning: a, source: b}"),
+            "mine.py: no hyper",
+        ),
+        (HEAD.replace("    source: our choice\n", ""), "hyper.beta is {'meaning': 'weight'}"),
+        (HEAD.replace("title: Mine\n", ""), "mine.md: no proper head"),
+        (HEAD.replace("title: Mine", "title: a: b"), "mine.md: its head is not valid YAML"),
+        ("# Mine\n", "mine.md: no proper head"),
+        (None, "mine.md: missing"),
+    ],
+    ids=["not in the card", "not in the file", "no source", "no title", "no YAML", "no head", "no card"],
+)
+def test_a_file_and_a_card_that_do_not_fit_are_refused_in_one_line(card, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    (tmp_path / "mine.py").write_text('ABOUT = {"class": "Mine", "needs": [], "hyper": {"beta": {"default": 0.1}}}\n')
+    if card is not None:
+        (tmp_path / "mine.md").write_text(card)
+    try:
+        with pytest.raises(methods.MethodError) as caught:
+            methods.about("mine")
+    finally:
+        for kept in (methods.executed, methods.prose, methods.about):
+            kept.cache_clear()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("srdl", {"split": split}) for split in (0.01, 0.3, 0.99)]
+    + [("fitnet", {"two_stages": True, "split": split}) for split in (0.01, 0.99)]
+    + [("snapshot", {"cycles": cycles}) for cycles in (2, 7, 100)],
+)
+def test_phases_share_out_the_epochs_of_the_recipe(name, values):
+    for epochs in range(2, 13):
+        lengths = [phase.epochs for phase in methods.create(name, **values).phases(epochs)]
+        assert len(lengths) >= 2
+        assert min(lengths) >= 1
+        assert sum(lengths) == epochs

@@ -1,4 +1,4 @@
-"""What the engine serves to methods: companions, averages, generations, mates, the last batch; and what it refuses."""
+"""What the engine serves to methods (companions, averages, generations, positives, the last batch), and refuses."""
 
 import copy
 import re
@@ -114,17 +114,17 @@ def test_a_companion_is_trained_and_left_behind():
     assert trained.history[0]["hint"] > trained.history[-1]["hint"]
 
 
-# ---- mates and the last batch ----
+# ---- positives and the last batch ----
 
 
-def test_mates_are_other_images_of_the_class():
+def test_positives_are_other_images_of_the_class():
     _, labels = made_images(28, 1)
-    plan = draw_plan(labels, seed=0, epoch=0, batch_size=8, crop_padding=1, mates=3)
+    plan = draw_plan(labels, seed=0, epoch=0, batch_size=8, crop_padding=1, positives=3)
     main = plan["main"]["image"]
-    streams = [plan[f"mate {i}"]["image"] for i in (1, 2, 3)]
-    for mates in streams:
-        assert (labels[mates] == labels[main]).all()
-        assert (mates != main).all()
+    streams = [plan[f"positive {i}"]["image"] for i in (1, 2, 3)]
+    for others in streams:
+        assert (labels[others] == labels[main]).all()
+        assert (others != main).all()
     assert not torch.equal(streams[0], streams[1])
 
 
@@ -211,7 +211,7 @@ def outputs(classes: int = 3, exits: int = 1) -> Outputs:
         ("kd", {"teacher": 4}, "the teacher knows 4 classes; allowed: 3"),
         ("cskd", {}, "no pairs"),
         ("ddgsd", {}, "no views"),
-        ("bake", {}, "no mates"),
+        ("bake", {}, "no positives"),
         ("mixup", {}, "no partners"),
         ("dml", {}, "no companion"),
     ],
@@ -222,7 +222,7 @@ def test_a_step_that_lacks_something_is_told_so(name, step, message):
     with pytest.raises(StepError) as error:
         methods.load(name)()(Step(torch.zeros(4, 1, 8, 8), targets, outputs(), teacher))
     assert message in str(error.value)
-    assert methods.about(name)["title"] in str(error.value)
+    assert methods.about(name)["class"] in str(error.value)
 
 
 def test_in_a_loop_of_ones_own_losses_are_whole_under_autocast():

@@ -24,8 +24,8 @@ from selfdistill.data.prepared.packed import PackedSource, PackedSplit, centre_c
 from selfdistill.models.trained import build
 from selfdistill.training import engine
 from selfdistill.training.checkpoint import Checkpoints
-from selfdistill.training.interruption import Interrupted
 from selfdistill.training.plan import draw_plan
+from selfdistill.training.stopping import Interrupted
 
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200], [200, 200, 60]])
 FORM = {"name": "resnet10-slim", "channels": 3, "classes": 4, "size": [8, 8], "exits": False}
@@ -163,6 +163,33 @@ def test_random_boxes_are_distributed_as_torchvisions():
     ours = np.array([random_box(500, 300, seed) for seed in range(3000)])
     for quantile in (0.1, 0.5, 0.9):  # standard error about 5 pixels
         assert np.quantile(ours, quantile, axis=0) == pytest.approx(np.quantile(theirs, quantile, axis=0), abs=25)
+
+
+def test_crops_of_any_width_and_height_lie_anywhere_in_the_image():
+    """Each place equally likely, for narrow crops as for wide ones: shares of the way to the far edge."""
+    boxes = np.array([random_box(500, 300, seed) for seed in range(4000)], float)
+    for side, whole in ((0, 500), (1, 300)):
+        length = boxes[:, side + 2] - boxes[:, side]
+        share = (boxes[:, side] + 0.5) / (whole - length + 1)
+        for some in (length <= np.quantile(length, 0.25), length >= np.quantile(length, 0.75)):
+            found = np.quantile(share[some], [0.1, 0.3, 0.5, 0.7, 0.9])  # standard error of the middle one 0.016
+            assert found == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9], abs=0.07)
+            assert share[some].min() < 0.02
+            assert share[some].max() > 0.98
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("place", [0, 368, 736])
+def test_a_narrow_crop_is_as_sharp_far_from_the_edge_as_at_it(turned, place):
+    """A JPEG is decoded at a reduced scale by what is wanted of the crop, wherever it lies."""
+    stripes = np.where(np.arange(800) // 2 % 2, 220, 40).astype(np.uint8)
+    image = Image.fromarray(np.tile(stripes, (600, 1)))
+    box = (place, 100, place + 64, 500)
+    if turned:
+        image, box = image.transpose(Image.Transpose.TRANSPOSE), (box[1], box[0], box[3], box[2])
+    ours = packed.decoded(encode(image), lambda w, h: box, (64, 64), 1)[..., 0]
+    exact = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR, box))
+    assert abs(ours.astype(int) - exact).mean() < 4
 
 
 @pytest.mark.parametrize(("width", "height"), [(2000, 10), (10, 2000), (1, 1)])

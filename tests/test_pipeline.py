@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def test_after_dvc_nothing_is_stale_for_either_engine(tiny_study):
 
 
 def test_forced_again_every_output_is_equal_to_the_byte(project):
-    project.run("dvc", "repro", "--quiet", "--force")
+    project.fresh("dvc", "repro", "--quiet", "--force")
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
@@ -55,7 +54,7 @@ def test_snakemake_gives_the_results_and_the_lock_of_dvc(project):
     before = lock(project), lock(project, "data/dvc.lock"), rendered(project)
     for path in ("dvc.lock", "data/dvc.lock"):
         (project / path).unlink()
-    for path in ("results", ".dvc/cache", "data/raw", "data/prepared"):
+    for path in ("results", ".dvc/cache", ".work", "data/raw", "data/prepared"):
         shutil.rmtree(project / path)
     project.run("git", "checkout", "--", "results/hosts")  # who measured it first is no output
     project.run("snakemake", "--cores", "2")
@@ -70,21 +69,76 @@ def test_snakemake_gives_the_results_and_the_lock_of_dvc(project):
     assert "paired by" in text
 
 
+def trained(project) -> dict[str, int]:
+    """When each run was last written: a training that runs again writes new files."""
+    return {p.parent.as_posix(): p.stat().st_mtime_ns for p in (project / "results/runs").rglob("run.json")}
+
+
 def test_adding_a_method_makes_nothing_stale(project):
-    source = (project / METHODS / "plain.py").read_text().replace("Plain", "Mine").replace("class Mine", "class Mine")
-    (project / METHODS / "mine.py").write_text(source)
-    (project / METHODS / "mine.md").write_text("# Mine\n")
+    for form in ("py", "md"):
+        source = (project / METHODS / f"plain.{form}").read_text()
+        (project / METHODS / f"mine.{form}").write_text(source.replace("Plain", "Mine"))
     content = yaml.safe_load((project / "params.yaml").read_text())
     content["methods"].append("mine")
     content["hyper"]["mine"] = {}
     (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    before = trained(project)
+    project.run("dvc", "repro", "--quiet", "check")
     assert project.changed() == {
-        "train@resnet10-slim-mine-0",
-        "train@resnet10-slim-mine-1",
+        "train@resnet10-slim-mine-0-1",
         "evaluate@resnet10-slim-mine",
+        "tables",
+        "figures",
+        "page",
     }
     project.run("dvc", "repro", "--quiet")
     assert "Mine" in (project / "results/tables/accuracy.md").read_text()
+    assert before.items() <= trained(project).items()
+
+
+PROSE = {
+    "a card": (f"{METHODS}/byot.md", "\n# BYOT", "\n# BYOT, with a word more"),
+    "a card's head": (f"{METHODS}/byot.md", "source: ", "source: it is said, "),
+    "a docstring of the engine": ("src/selfdistill/training/engine.py", '"""', '"""Rewritten. '),
+    "a comment": ("src/selfdistill/training/engine.py", "\nimport ", "\n# a comment\nimport "),
+    "a new network": ("src/selfdistill/models/mine.py", "", "NETWORKS = {}\n"),
+    "a new analysis": ("src/selfdistill/evaluation/mine.py", "", "import math\n"),
+    "a comment of params.yaml": ("params.yaml", "recipe:", "# my recipe\nrecipe:"),
+}
+
+
+@pytest.mark.parametrize("edit", PROSE)
+def test_what_is_not_executed_trains_nothing_again(project, edit):
+    path, old, new = PROSE[edit]
+    file = project / path
+    before, text = trained(project), file.read_text() if file.exists() else ""
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    project.run("dvc", "repro", "--quiet")
+    assert trained(project) == before
+    assert project.changed() == set()
+
+
+def test_executed_code_makes_exactly_the_trainings_stale_that_import_it(project):
+    edits = {
+        f"{METHODS}/byot.py": {"train@resnet10-slim-byot-0-1"},
+        f"{METHODS}/drkd.py": {"distill@resnet10-slim-drkd-0-1"},
+        f"{METHODS}/sd.py": set(),
+        "src/selfdistill/models/vgg.py": set(),
+        "src/selfdistill/training/schedule.py": {
+            "train@resnet10-slim-plain-0-1",
+            "train@resnet10-slim-byot-0-1",
+            "distill@resnet10-slim-drkd-0-1",
+        },
+    }
+    for path, stale in edits.items():
+        before = (project / path).read_text()
+        (project / path).write_text(before + "\nEDITED = True\n")
+        project.run("dvc", "repro", "--quiet", "check")
+        assert {stage for stage in project.changed() if stage.startswith(("train", "distill"))} == stale, path
+        (project / path).write_text(before)
+    project.run("dvc", "repro", "--quiet", "check")
+    assert project.changed() == set()
 
 
 def test_a_method_taken_out_leaves_the_tables(project):
@@ -108,7 +162,7 @@ def test_a_clone_that_pulled_and_edited_runs_exactly_what_is_stale(project, tmp_
     clone.run("dvc", "pull", "--quiet", "--allow-missing")
     assert nothing_to_do(clone)
     clone.params(**{"hyper.byot": {"alpha": 0.5}})
-    byot = {"train_resnet10_slim_byot_0", "train_resnet10_slim_byot_1", "evaluate_resnet10_slim_byot"}
+    byot = {"train_resnet10_slim_byot_0_1", "evaluate_resnet10_slim_byot"}
     assert jobs(clone.run("snakemake", "-n").stdout) == byot | {"tables", "figures", "page"}
     before = lock(clone)["stages"]
     clone.run("snakemake", "--cores", "2")
@@ -119,66 +173,98 @@ def test_a_clone_that_pulled_and_edited_runs_exactly_what_is_stale(project, tmp_
     assert nothing_to_do(clone)
 
 
-def test_code_of_one_method_edited_makes_its_runs_stale_and_no_others(project):
-    with open(project / METHODS / "byot.py", "a") as file:
-        file.write("# edited\n")
-    assert project.changed() == {"train@resnet10-slim-byot-0", "train@resnet10-slim-byot-1"}
-
-
-def test_a_run_loads_no_code_that_its_stage_does_not_declare(project):
-    """What DVC does not know of cannot make a run stale: the import closure must be declared."""
-    declared = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    script = (
-        "import sys; sys.argv = {argv!r}; from selfdistill.cli import main; main(sys.argv[1:]);"
-        "print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n.startswith('selfdistill') and m.__file__))"
-    )
-    # the command line and the schema of params.yaml decide whether a run starts, not what comes out;
-    # host facts are no output
-    shell = {"__init__.py", "cli.py", "config.py", "files.py", "methods/__init__.py", "data/__init__.py"}
-    for stage, extra in (
-        ("train", ["--method", "byot", "--seed", "0"]),
-        ("evaluate", ["--method", "byot"]),
-        ("distill", ["--method", "drkd", "--seed", "0", "--teacher", "plain"]),
-    ):
-        command = stage.replace("distill", "train")
-        argv = ["selfdistill", command, "--model", "resnet10-slim", *extra]
-        printed = project.run(
-            sys.executable, "-c", script.format(argv=argv), PYTHONPATH=str(project / "src")
-        ).stdout.splitlines()
-        package = project / "src/selfdistill"
-        loaded = {Path(p).relative_to(package).as_posix() for p in printed if p.startswith(str(package))}
-        assert any(p.startswith("models/") for p in loaded)
-        deps = [
-            d.replace("${root}/src/selfdistill/", "").replace("${item.method}", extra[1])
-            for d in declared[stage]["deps"]
-        ]
-        undeclared = {p for p in loaded - shell if not any(p == d or p.startswith(d + "/") for d in deps)}
-        # evaluate needs nothing else of training than its determinism; the package's own docstring is no code
-        assert undeclared <= {"training/__init__.py"}, stage
-
-
 def test_training_does_not_depend_on_the_test_images():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in ("train", "distill"):
+    for stage in ("train", "distill", "train_teachers", "distill_from"):
         assert not any("test" in dep for dep in stages[stage]["deps"])
 
 
-def test_a_broken_study_stops_both_engines_before_any_work(project):
-    project.params(**{"recipe.epochs": 0})
-    before = lock(project)
-    done = project.run("snakemake", "--cores", "2", ok=False)
-    assert done.returncode == 2
-    assert "recipe.epochs: 0 is not allowed" in done.stderr
-    done = project.run("make", "repro", "-o", "install", ok=False)
-    assert done.returncode == 2
-    assert "recipe.epochs: 0 is not allowed" in done.stderr
+BROKEN = {
+    "recipe.epochs": 0,
+    "recipe.batch_size": -1,
+    "recipe.learning_rate": "fast",
+    "recipe": None,
+    "hyper": {"Srdl": {}},
+    "hyper.byot": {"alpha": 7},
+    "seeds": ["1-0"],
+    "seeds ": ["0-5", 3],
+    "split": "random",
+    "training_images": 10_000,
+    "methods": ["plain", "byot", "byot"],
+    "models": ["resnet10-slimm"],
+    "variants": {"late": {"method": "byot"}},
+    "variants ": {"plain": {"method": "byot"}},
+    "control": "nobody",
+    "selection": "test",
+    "dataset ": None,
+    "own": "nowhere",
+    "recipe.keep_epochs": [99],
+    "unknown": {f"key {i}": i for i in range(3000)},
+}
+
+
+def test_a_broken_study_stops_every_engine_before_anything_is_deleted(project):
+    good = (project / "params.yaml").read_text()
+    before, runs = lock(project), trained(project)
+    for key, value in BROKEN.items():
+        (project / "params.yaml").write_text(good)
+        content = yaml.safe_load(good)
+        place = content
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        done = project.run("dvc", "repro", ok=False)
+        assert done.returncode != 0, key
+        assert trained(project) == runs, key
+        assert (project / "results/tables/accuracy.csv").is_file(), key
     assert lock(project) == before
-    assert (project / "results/runs/resnet10-slim/byot/0/run.json").is_file()
+    (project / "params.yaml").write_text(good)
+    project.params(**{"recipe.epochs": 0})
+    for command in (["snakemake", "--cores", "2"], ["make", "repro", "-o", "install"]):
+        done = project.run(*command, ok=False)
+        assert done.returncode == 2
+        assert "recipe.epochs: 0 is not allowed" in done.stderr
+    assert lock(project) == before
+    assert trained(project) == runs
 
 
-def test_a_killed_run_leaves_nothing_that_looks_whole(project):
-    project.params(**{"recipe.epochs": 4000})
-    command = ["dvc", "repro", "--single-item", "train@resnet10-slim-plain-0"]
+def weights(project) -> dict[str, bytes]:
+    """The weights of every run, by model, variant and seed, whatever the block."""
+    files = (project / "results/runs").rglob("weights.safetensors")
+    return {"/".join((*path.parts[-5:-3], path.parts[-2])): path.read_bytes() for path in files}
+
+
+def test_a_seed_has_the_same_bits_alone_and_in_any_block_and_an_added_one_is_the_only_one_trained(project):
+    before = {path.split("/")[1] + path[-1]: content for path, content in weights(project).items()}
+    assert set(before) == {"plain0", "plain1", "byot0", "byot1", "drkd0", "drkd1"}
+    project.params(seeds=["0-2"])
+    said = project.run("dvc", "repro", "train@resnet10-slim-byot-0-2")
+    for seed in (0, 1):
+        assert f"byot/{seed}: finished before" in said.stdout + said.stderr
+    block = project / "results/runs/resnet10-slim/byot/0-2"
+    assert {p.name for p in block.iterdir()} == {"0", "1", "2"}
+    fresh = {seed: (block / str(seed) / "weights.safetensors").read_bytes() for seed in range(3)}
+    assert [fresh[0], fresh[1]] == [before["byot0"], before["byot1"]]
+    project.params(seeds=[2, 1])
+    project.fresh("dvc", "repro", "--quiet", "train@resnet10-slim-byot-2", "train@resnet10-slim-byot-1")
+    for seed in (1, 2):
+        alone = project / f"results/runs/resnet10-slim/byot/{seed}/weights.safetensors"
+        assert alone.read_bytes() == fresh[seed]
+
+
+def test_seeds_draw_their_own_images_the_same_for_all_variants(tiny_study):
+    records = [json.loads(p.read_text()) for p in (tiny_study / "results/runs").rglob("run.json")]
+    rows = {(r["seed"], r["split"]["training_rows_sha256"], r["split"]["validation_rows_sha256"]) for r in records}
+    assert len(records) == 6
+    assert len(rows) == 2
+    assert {seed for seed, *_ in rows} == {0, 1}
+    assert all(r["split"]["training"] == 100 and r["protocol"] == 2 for r in records)
+
+
+def killed_while(project, command: list[str], when, seconds: float) -> None:
+    """Start a command and kill it and its children some time after `when()` is true."""
     with subprocess.Popen(
         command,
         cwd=project.folder,
@@ -187,18 +273,67 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(project):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        folder = project / "results/runs/resnet10-slim/plain/0"
-        deadline = time.time() + 60
-        while folder.exists() and time.time() < deadline:  # DVC removes the outputs of a stage it starts
-            time.sleep(0.2)
-        time.sleep(3)
+        deadline = time.time() + 90
+        while not when() and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(seconds)
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
-    assert not folder.exists()
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole(project):
+    project.params(**{"recipe.epochs": 4000})
+    folder = project / "results/runs/resnet10-slim/plain/0-1"
+    # DVC removes the outputs of a stage it starts
+    killed_while(project, ["dvc", "repro", "train@resnet10-slim-plain-0-1"], lambda: not folder.exists(), 4)
+    assert not list(folder.rglob("run.json"))
     project.params(**{"recipe.epochs": 2})
-    assert "train@resnet10-slim-plain-0" in project.changed()
+    assert "train@resnet10-slim-plain-0-1" in project.changed()
     project.run("dvc", "repro", "--quiet")
     assert project.run("git", "diff", "--stat", "--", "results", "dvc.lock").stdout == ""
+
+
+def test_a_block_killed_in_its_second_run_does_not_train_the_first_again(project):
+    project.params(**{"recipe.epochs": 300})
+    finished = project / ".work/finished"
+    stage = "train@resnet10-slim-plain-0-1"
+
+    def first_is_over() -> bool:
+        return any(p.name.startswith("resnet10-slim-plain-0-") for p in finished.glob("*[!l]"))
+
+    shutil.rmtree(finished, ignore_errors=True)
+    killed_while(project, ["dvc", "repro", stage], first_is_over, 0.3)
+    said = project.run("dvc", "repro", stage)
+    assert "plain/0: finished before" in said.stdout + said.stderr
+    block = {p.parent.name: p.read_bytes() for p in (project / "results/runs/resnet10-slim/plain").rglob("weights.*")}
+    project.fresh("dvc", "repro", "--force", "--single-item", "--quiet", stage)
+    again = {p.parent.name: p.read_bytes() for p in (project / "results/runs/resnet10-slim/plain").rglob("weights.*")}
+    assert again == block
+
+
+def test_a_variant_is_a_method_a_second_time(project):
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["variants"] = {
+        "gentle": {"method": "byot", "title": "BYOT, gentle", "hyper": {"alpha": 0.1}},
+        "short": {"method": "plain", "recipe": {"epochs": 1}},
+    }
+    content["methods"] += ["gentle", "short"]
+    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    before = trained(project)
+    project.run("dvc", "repro", "--quiet")
+    assert before.items() <= trained(project).items()
+    run = json.loads((project / "results/runs/resnet10-slim/gentle/0-1/0/run.json").read_text())
+    assert (run["variant"], run["method"], run["hyper"]["alpha"]) == ("gentle", "byot", 0.1)
+    short = json.loads((project / "results/runs/resnet10-slim/short/0-1/0/run.json").read_text())
+    assert short["recipe"]["epochs"] == 1
+    page = (project / "results/index.html").read_text()
+    assert "<strong>BYOT, gentle</strong> (<code>gentle</code>): byot, with hyper.alpha: 0.1</li>" in page
+    assert "100 training and 100 validation images" in page
+    accuracy = (project / "results/tables/accuracy.md").read_text()
+    assert "BYOT, gentle" in accuracy
+    assert "| short " in accuracy
+    metrics = json.loads((project / "results/metrics.json").read_text())
+    assert set(metrics) == {"plain", "byot", "drkd", "gentle", "short", "training_gflops"}
 
 
 def test_experiments_show_a_column_a_method_and_the_cost(project):
@@ -242,6 +377,7 @@ def test_a_study_of_studies_resolves_through_the_shared_file(project):
     planned = jobs(said)
     content = yaml.safe_load((project / "studies/fashion-mnist/params.yaml").read_text())
     assert len([j for j in planned if "_train_" in j]) == len(content["methods"]) * len(content["seeds"])
+    assert "check" not in planned or "studies_fashion_mnist_dvc_yaml_check" in planned
     assert {"data_dvc_yaml_fetch_fashion_mnist", "data_dvc_yaml_prepare_fashion_mnist"} <= planned
     dry = project.run("dvc", "repro", "--dry", "studies/fashion-mnist/dvc.yaml", ok=False).stdout
     assert "run fetch fashion-mnist" in dry
@@ -294,7 +430,7 @@ def test_methods_are_listed_with_paper_and_card(tiny_study):
     assert re.search(r"byot +arXiv 1905.08094", listing)
     card = tiny_study.run("selfdistill", "methods", "byot").stdout
     assert "alpha KL" in card
-    assert "train.py @47ca93b" in card
+    assert "the paper gives none" in card
     assert {m["method"] for m in json.loads(tiny_study.run("selfdistill", "methods", "--json").stdout)} >= {
         "byot",
         "sd",
@@ -302,21 +438,25 @@ def test_methods_are_listed_with_paper_and_card(tiny_study):
 
 
 def test_a_cell_that_is_not_in_the_study_is_refused(tiny_study):
-    done = tiny_study.run(
-        "selfdistill", "train", "--model", "resnet10-slim", "--method", "byot", "--seed", "9", ok=False
-    )
+    cell = ["selfdistill", "train", "--model", "resnet10-slim"]
+    done = tiny_study.run(*cell, "--variant", "byot", "--seeds", "9", ok=False)
     assert done.returncode == 1
-    assert "there are 0, 1" in done.stderr
-    done = tiny_study.run(
-        "selfdistill", "train", "--model", "resnet10-slim", "--method", "drkd", "--seed", "0", ok=False
-    )
-    assert "add --teacher plain" in done.stderr
+    assert "there are 0-1" in done.stderr
+    done = tiny_study.run(*cell, "--variant", "sd", "--seeds", "0-1", ok=False)
+    assert "there are plain, byot, drkd" in done.stderr
 
 
 def test_a_run_of_several_processes_asks_snakemake_for_as_many_of_everything():
     study = read_study(ROOT / "params.yaml")
     recipe = study.recipe.model_copy(update={"device": "auto", "processes": 4, "threads": 2})
-    asked = needs({"threads": 1, "gpu": 1, "mem_mb": 2000, "each": "process"}, recipe)
-    assert asked == {"threads": 8, "resources": {"mem_mb": 8000, "runtime": 10, "gpu": 4}}
+    asked = needs({"threads": 1, "gpu": 1, "mem_mb": 2000, "each": ["process", "seed"]}, recipe, seeds=5)
+    assert asked == {"threads": 8, "resources": {"mem_mb": 8000, "runtime": 50, "gpu": 4}}
     assert needs({"gpu": 1}, recipe)["resources"]["gpu"] == 1
     assert needs({"gpu": 1}, study.recipe)["resources"]["gpu"] == 0
+
+
+def test_what_the_page_reads_beside_code_makes_it_stale(project):
+    with open(project / "src/selfdistill/reporting/page.html", "a") as file:
+        file.write("<!-- edited -->\n")
+    project.run("dvc", "repro", "--quiet", "check")
+    assert project.changed() == {"page"}

@@ -16,16 +16,16 @@ from conftest import copy_of_sources
 from made_market import COPIES, DISTRACTORS, GALLERY, JUNK, QUERIES, SIZE, TEST, TRAIN, market, write_archive
 from safetensors.numpy import load_file
 
-from selfdistill.config import DataEntry, read_catalogue
+from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared import Dataset, read_split
 from selfdistill.evaluation.classification import ClassTest
 from selfdistill.evaluation.retrieval import PersonTest, extract_features
-from selfdistill.evaluation.run import open_test
 from selfdistill.models import build
 from selfdistill.reporting.measure import measure_of
+from selfdistill.stages.evaluate import open_test
 
 ROOT = Path(__file__).parents[1]
 ENTRY = read_catalogue(ROOT / "data" / "params.yaml").datasets["market1501"].model_dump()

@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
+import struct
 import zipfile
 from pathlib import Path
 
@@ -16,11 +18,14 @@ from safetensors.numpy import load_file
 from scipy.io import savemat
 from test_data import cifar_split, member, python2_pickle, tar
 
-from selfdistill.config import ConfigError, DataEntry, read_catalogue, read_study
+from selfdistill.config import read_study
+from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared.packed import PackedSplit, centre_cropped
+from selfdistill.errors import UserError
+from selfdistill.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -140,10 +145,10 @@ WRONG_ARRAYS = {
     "no array": (b"no array", "not the published array"),
     "other sizes": (npy(np.zeros((50, 16, 16, 3), np.uint8)), "allowed: uint8 N x 32 x 32 x 3"),
     "other numbers": (npy(np.zeros((50, 32, 32, 3), np.float32)), "allowed: uint8"),
-    "fewer images": (npy(np.zeros((49, 32, 32, 3), np.uint8)), "allowed: uint8"),
+    "fewer images": (npy(np.zeros((49, 32, 32, 3), np.uint8)), "frost.npy: 49 images and 50 labels; allowed: one"),
     "a longer array than there is": (
         npy(np.zeros((50, 32, 32, 3), np.uint8))[:-30_000],
-        "longer than it is|not the published array",
+        "more or fewer in the file|not the published array",
     ),
 }
 
@@ -389,3 +394,112 @@ def test_a_file_that_nobody_could_fetch_or_check_is_refused(change, words, tmp_p
     with pytest.raises(ConfigError) as error:
         read_catalogue(tmp_path / "params.yaml")
     assert words in str(error.value)
+
+
+# ---- whatever bytes come ----
+
+
+def damaged(content: bytes) -> list[bytes]:
+    """Cut off, without its head, another byte at places spread over all of it and close in its head, empty, text."""
+    places = sorted({*range(0, min(len(content), 200), 13), *range(0, len(content), max(1, len(content) // 8))})
+    changed = [content[:i] + bytes([content[i] ^ 0x83]) + content[i + 1 :] for i in places]
+    return [*changed, *(content[: len(content) * i // 4] for i in range(4)), content[5:], b"<html></html>", content * 2]
+
+
+def small_sets() -> dict[str, dict[str, bytes]]:
+    """The raw files of every reader, as fetched."""
+    cifar = {"data": RNG.integers(0, 256, (20, 3072), dtype=np.uint8)}
+    batch = python2_pickle(cifar | {"labels": [i % 10 for i in range(20)]})
+    numbers = b"\n".join(b",".join(b"%d" % v for v in [*RNG.integers(0, 17, 64), i % 10]) for i in range(30))
+    idx = {}
+    for part in ("train", "t10k"):
+        idx[f"{part}-images-idx3-ubyte"] = struct.pack(">4B3I", 0, 0, 8, 3, 20, 4, 4) + RNG.bytes(320)
+        idx[f"{part}-labels-idx1-ubyte"] = struct.pack(">4BI", 0, 0, 8, 1, 20) + bytes(i % 10 for i in range(20))
+    fine = python2_pickle(cifar | {"fine_labels": [i % 100 for i in range(20)]})
+    return {
+        "digits": {"digits.csv.gz": gzip.compress(numbers)},
+        "fashion-mnist": idx,
+        "cifar100": {
+            "train": fine,
+            "test": fine,
+            "meta": python2_pickle({"fine_label_names": CATALOGUE["cifar100"].classes}),
+        },
+        "cifar10": {f"data_batch_{i}": batch for i in range(1, 6)}
+        | {"test_batch": batch, "batches.meta": python2_pickle({"label_names": CATALOGUE["cifar10"].classes})},
+        "cifar10-1": {
+            "cifar10.1_v6_data.npy": npy(RNG.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)),
+            "cifar10.1_v6_labels.npy": npy(np.arange(5)),
+        },
+        "cifar10-c": {"CIFAR-10-C.tar": corrupted_tar()},
+        "tiny-imagenet": {"tiny-imagenet-200.zip": zipped(tiny_files())},
+    }
+
+
+SPLITS = {"digits": {"test": 10}, "cifar10-1": None, "cifar10-c": None}
+
+
+@pytest.mark.filterwarnings("ignore")  # of NumPy, of empty files
+@pytest.mark.parametrize("name", small_sets())
+def test_damaged_files_are_refused_in_one_line_by_name_and_leave_nothing(name, tmp_path):
+    """Or read, where the damage is in the pixels."""
+    files = small_sets()[name]
+    content = CATALOGUE[name].model_dump() | {"images": None, "split": SPLITS.get(name, {})}
+    if name in SPLITS and SPLITS[name] is None:
+        content["split"] = None
+    entry = DataEntry.model_validate(content)
+    raw, prepared = tmp_path / "raw", tmp_path / "prepared"
+    (raw / name).mkdir(parents=True)
+    for file, whole in files.items():
+        (raw / name / file).write_bytes(whole)
+    prepare(name, entry, raw, prepared)
+    said = []
+    for file, whole in list(files.items())[-3:]:
+        for changed in damaged(whole):
+            (raw / name / file).write_bytes(changed)
+            shutil.rmtree(prepared, ignore_errors=True)
+            fault = refusal(name, entry, raw, prepared)
+            said += [fault] if fault else []
+            assert not fault or not any(prepared.rglob("*"))
+        (raw / name / file).write_bytes(whole)
+    assert len(said) > 10
+    assert all(name in fault and len(fault.splitlines()) == 1 for fault in said)
+
+
+def refusal(name: str, entry: DataEntry, raw: Path, prepared: Path) -> str | None:
+    try:
+        prepare(name, entry, raw, prepared)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda zip_: zip_.replace(b"val_2.JPEG\tn02", b"val_2.JPEG\tn07"), "val_2.JPEG is of class 'n07'"),
+        (lambda zip_: zip_.replace(b"val_2.JPEG\tn02", b"../x.JPEG\tn02"), "val/images/../x.JPEG is not in it"),
+        (lambda zip_: zip_.replace(b"val_2.JPEG\tn02", b"val_1.JPEG\tn02"), "two lines for val_1.JPEG"),
+        (
+            lambda zip_: zip_.replace(b"\nval_2.JPEG\tn02", b" val_2.JPEG\tn02"),
+            "4 images in val/images, 3 lines in val",
+        ),
+    ],
+)
+def test_annotations_that_do_not_belong_to_the_images_are_refused(change, words, mirror):
+    files = tiny_files()
+    name = "tiny-imagenet-200/val/val_annotations.txt"
+    files[name] = change(files[name])
+    contents = {"tiny-imagenet-200.zip": zipped(files)}
+    with pytest.raises(UserError, match=f"tiny-imagenet-200.zip: .*{words}.*; fetch it again"):
+        done("tiny-imagenet", entry_of("tiny-imagenet", contents), contents, mirror)
+
+
+def test_a_member_whose_crc_is_wrong_is_refused_by_name(mirror):
+    files = tiny_files()
+    content = bytearray(zipped(files))
+    name = "tiny-imagenet-200/train/n02/images/n02_5.JPEG"
+    content[content.index(files[name]) + 300] ^= 1
+    contents = {"tiny-imagenet-200.zip": bytes(content)}
+    with pytest.raises(UserError, match=f"zip: {name}: not as it is published .Bad CRC-32"):
+        done("tiny-imagenet", entry_of("tiny-imagenet", contents), contents, mirror)
+    assert not any((mirror.parent / "data/prepared").rglob("*"))

@@ -16,7 +16,7 @@ from selfdistill.cli import main
 from selfdistill.config import read_study
 from selfdistill.reporting.figures import draw_figures
 from selfdistill.reporting.page import write_page
-from selfdistill.reporting.records import NoRecordsError, host_file, prune, read_records, record_file
+from selfdistill.reporting.records import NoRecordsError, prune, read_records
 from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records
 
@@ -35,6 +35,7 @@ def study(tmp_path, monkeypatch):
     shutil.copy(ROOT / "data/params.yaml", repository / "data")
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content |= {"root": str(repository), "methods": ["plain", "byot"], "students": ["drkd"], "seeds": [0, 1]}
+    content["hyper"]["byot"] = {"alpha": 0.1}
     content["recipe"] |= {"epochs": 3, "determinism": "seeded"}
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -46,14 +47,26 @@ def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = 
     """A run as a machine would pack it; equal arguments give equal runs."""
     weights = hashlib.sha256(f"{method} {seed} {accuracy} {hardware}".encode()).hexdigest()
     exits = 4 if method == "byot" else 1
+    made = methods.load(method)(**study.variant(method).hyper)
     result = {"accuracy": accuracy, "nll": 0.3, "ece": 0.05}
     test = {"exits": [result] * exits} | ({"ensemble": result} if exits > 1 else {})
     record = {
         "model": MODEL,
+        "protocol": 2,
+        "variant": method,
         "method": method,
-        "title": methods.about(method)["title"],
         "seed": seed,
         "teacher": study.teacher if method in study.students else None,
+        "teacher_model": None,
+        "split": {
+            "split": "per_seed",
+            "training": 100,
+            "validation": 400,
+            "training_rows_sha256": "6" * 64,
+            "validation_rows_sha256": "7" * 64,
+        },
+        "training_images": 100,
+        "validation_images": 400,
         "network": {"name": MODEL, "channels": 1, "classes": 10, "size": [8, 8], "exits": exits > 1},
         "sections": 4,
         "dataset": {
@@ -63,10 +76,10 @@ def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = 
             "size": [8, 8],
             "mean": [0.3],
             "std": [0.2],
-            "pixels_sha256": {part: "0" * 64 for part in ("train", "validation", "test")},
+            "pixels_sha256": {part: "0" * 64 for part in ("pool", "test")},
         },
         "recipe": {**study.recipe.model_dump(), **recipe},
-        "hyper": {k: spec["default"] for k, spec in methods.about(method)["hyper"].items()} | study.hyper[method],
+        "hyper": {name: getattr(made, name) for name in made.about["hyper"]},
         "code_sha256": "1" * 64,
         "weights_sha256": weights,
         "validation_best_sha256": "2" * 64,
@@ -82,7 +95,7 @@ def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = 
         "history": {
             "epoch": [1, 2, 3],
             "loss": [1.5, 1.0, 0.1 + 0.2],
-            "feature": [float("nan"), 0.5, 0.25],
+            "feature": [None, 0.5, 0.25],
             "training_accuracy": [0.5, 0.8, 1.0],
             "validation_accuracy": [0.5, 0.7, accuracy],
         },
@@ -104,8 +117,8 @@ def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = 
 
 def put(study, content: dict) -> None:
     """Leave a run as `train` and `evaluate` would in this checkout."""
-    cell = [content["record"][key] for key in ("model", "method", "seed")]
-    for path, part in ((record_file(study, *cell), "record"), (host_file(study, *cell), "host")):
+    cell = [content["record"][key] for key in ("model", "variant", "seed")]
+    for path, part in ((study.record_file(*cell), "record"), (study.host_file(*cell), "host")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content[part]))
 
@@ -129,7 +142,7 @@ def render(study) -> str:
 
 
 def test_what_was_exported_there_is_read_here_to_the_last_digit(study, tmp_path):
-    for method in study.all_methods:
+    for method in study.all_variants:
         for seed in study.seeds:
             put(study, entry(study, method, seed, precision="bfloat16", device="cuda"))
     assert export_records(study, tmp_path / "runs.jsonl.gz") == 6
@@ -142,7 +155,7 @@ def test_what_was_exported_there_is_read_here_to_the_last_digit(study, tmp_path)
     here = read_records(study)
     assert all(record.pop("imported") for record in here)
     assert not any(record.pop("imported") for record in there)
-    assert json.dumps(here) == json.dumps(there)  # as text, in which NaN equals NaN
+    assert here == there
     before = {path: path.read_bytes() for path in IMPORTED.rglob("*.json")}
     assert states(import_records(study, [tmp_path / "runs.jsonl.gz"])) == ["kept"] * 6
     assert states(import_records(study, [tmp_path / "runs.jsonl.gz"], replace=True)) == ["replaced"] * 6
@@ -159,7 +172,7 @@ def test_a_part_of_a_study_is_rendered_without_any_training(study):
     assert "different hardware" not in page
     assert "12.5" in page
     assert "1,234" in page
-    accuracy = pd.read_csv("results/tables/accuracy.csv").set_index("method")
+    accuracy = pd.read_csv("results/tables/accuracy.csv").set_index("variant")
     assert accuracy.loc["byot", "accuracy"] == 95
     assert accuracy.hardware.tolist() == ["NVIDIA H200, bfloat16 (1 seed)"] * 3
     for kind in ("md", "tex"):
@@ -178,7 +191,7 @@ def test_a_run_of_this_checkout_is_shown_before_an_imported_one_and_a_mixed_row_
     outcomes = import_records(study, [packed])
     assert "the run of this checkout is shown" in outcomes[0].text
     assert "shown" not in outcomes[1].text
-    assert [(r["method"], r["seed"], r["imported"]) for r in read_records(study)] == [
+    assert [(r["variant"], r["seed"], r["imported"]) for r in read_records(study)] == [
         ("plain", 0, False),
         ("plain", 1, True),
         ("byot", 0, True),
@@ -222,7 +235,11 @@ def changed(content: dict, key: str, value) -> dict:
 
 FAULTS = {
     "record.model": ("resnet18", 'record.model: "resnet18" is not allowed; allowed: resnet10-slim'),
-    "record.method": ("srdl", 'record.method: "srdl" is not allowed; allowed: plain, byot, drkd'),
+    "record.variant": ("srdl", 'record.variant: "srdl" is not allowed; allowed: plain, byot, drkd'),
+    "record.method": ("plain", 'record.method: "plain" is not allowed; allowed: the study\'s "byot"'),
+    "record.protocol": (1, "record.protocol: 1 is not allowed; allowed: 2; train it again"),
+    "record.training_images": (50, "record.training_images: 50 is not allowed; allowed: the study's 100"),
+    "record.split.split": ("fixed", 'record.split.split: "fixed" is not allowed; allowed: the study\'s "per_seed"'),
     "record.seed": (7, "record.seed: 7 is not allowed; allowed: 0, 1"),
     "record.teacher": ("plain", 'record.teacher: "plain" is not allowed; allowed: the study\'s null'),
     "record.network.name": ("other", 'record.network.name: "other" is not allowed; allowed: "resnet10-slim"'),
@@ -230,7 +247,7 @@ FAULTS = {
     "record.recipe.epochs": (4, "record.recipe.epochs: 4 is not allowed; allowed: the study's 3"),
     "record.recipe.momentum": (..., "record.recipe.momentum: missing; the study has 0.9"),
     "record.recipe.colour": (1, "record.recipe.colour: 1 is not allowed; allowed: not in this study"),
-    "record.hyper.alpha": (0.5, "record.hyper.alpha: 0.5 is not allowed; allowed: the study's 0.3"),
+    "record.hyper.alpha": (0.5, "record.hyper.alpha: 0.5 is not allowed; allowed: the study's 0.1"),
     "record.weights_sha256": ("F" * 64, "is not allowed; allowed: text of the form ^[0-9a-f]{64}$"),
     "record.test.last.exits.0.accuracy": (1.5, "record.test.last.exits[0].accuracy: 1.5 is not allowed; allowed: less"),
     "record.test.last.exits.1.nll": (float("nan"), "record.test.last.exits[1].nll: NaN is not allowed"),
@@ -245,7 +262,7 @@ FAULTS = {
     "record.cost.inference_macs": ([1], "record.test.last.exits: 4 entries are not allowed; allowed: 1, one for each"),
     "record.history.epoch": ([1, 2, 4], "record.history.epoch: [1, 2, 4] is not allowed; allowed: 1 to 3"),
     "record.history.loss": ([1.0], "record.history.loss: 1 entries are not allowed; allowed: 3, one an epoch"),
-    "record.history.feature": ([1.0, float("-inf"), 1.0], "record.history.feature: Infinity is not allowed"),
+    "record.history.feature": ([1.0, float("-inf"), 1.0], "record.history.feature[1]: -Infinity is not allowed"),
     "record.validation_best_epoch": (9, "record.validation_best_epoch: 9 is not allowed; allowed: 1 to 3"),
     "host.weights_sha256": ("3" * 64, "is not allowed; allowed: the record's"),
     "host.hardware": (..., "host.hardware: missing"),
@@ -263,7 +280,7 @@ def test_a_faulty_entry_is_refused_in_a_line_and_nothing_of_its_file_is_imported
     assert states(outcomes) == ["refused"] * len(outcomes)
     assert all(outcome.text.startswith("runs.jsonl.gz, line 2") for outcome in outcomes)
     assert any(said in outcome.text for outcome in outcomes), outcomes
-    if key not in ("record", "record.model", "record.method", "record.seed"):
+    if key not in ("record", "record.model", "record.variant", "record.seed"):
         assert all(f"line 2, {MODEL}/byot/1: " in outcome.text for outcome in outcomes)
     assert not IMPORTED.exists()
 
@@ -299,9 +316,9 @@ def test_what_says_where_and_how_it_was_computed_may_differ_and_is_kept(study):
 def test_other_pixels_than_those_prepared_here_are_refused(study):
     folder = study.data_folder / "training"
     folder.mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps({"pixels_sha256": {"train": "4" * 64}}))
+    (folder / "dataset.json").write_text(json.dumps({"pixels_sha256": {"pool": "4" * 64}}))
     (outcome,) = import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0))])
-    assert "record.dataset.pixels_sha256.train:" in outcome.text
+    assert "record.dataset.pixels_sha256.pool:" in outcome.text
 
 
 @pytest.mark.parametrize(
@@ -346,13 +363,13 @@ def test_another_run_of_a_cell_is_not_overwritten_unless_asked(study):
 def test_an_imported_run_that_no_longer_fits_is_left_out_and_told(study, capsys):
     import_records(study, [pack("runs.jsonl.gz", entry(study, "plain", 0), entry(study, "byot", 0))])
     content = yaml.safe_load(Path("params.yaml").read_text())
-    content["hyper"]["byot"]["alpha"] = 0.4
+    content["hyper"]["byot"] = {"alpha": 0.4}
     Path("params.yaml").write_text(yaml.safe_dump(content))
-    assert [r["method"] for r in read_records(read_study())] == ["plain"]
-    said = "hyper.alpha: 0.3 is not allowed; allowed: the study's 0.4"
+    assert [r["variant"] for r in read_records(read_study())] == ["plain"]
+    said = "hyper.alpha: 0.1 is not allowed; allowed: the study's 0.4"
     assert said in capsys.readouterr().err
     assert main(["records", "list", "--json"]) == 0
-    rows = {(r["method"], r["seed"]): r for r in json.loads(capsys.readouterr().out)}
+    rows = {(r["variant"], r["seed"]): r for r in json.loads(capsys.readouterr().out)}
     assert rows["byot", 0]["state"] == "left out"
     assert rows["byot", 0]["misfit"] == said
     assert rows["drkd", 0]["state"] == "missing"
@@ -371,16 +388,16 @@ def test_pruning_leaves_imported_runs_alone(study):
     content = yaml.safe_load(Path("params.yaml").read_text())
     content["methods"].remove("byot")
     Path("params.yaml").write_text(yaml.safe_dump(content))
-    assert record_file(study, MODEL, "byot", 0) in prune(read_study(), study.results)
+    assert study.record_file(MODEL, "byot", 0) in prune(read_study(), study.results)
     assert (IMPORTED / MODEL / "byot" / "0.json").is_file()
-    assert [r["method"] for r in read_records(read_study())] == ["plain"]
+    assert [r["variant"] for r in read_records(read_study())] == ["plain"]
 
 
 def test_a_run_whose_machine_is_not_known_is_not_packed(study):
     with pytest.raises(TransferError, match="no record of any cell"):
         export_records(study, Path("runs.jsonl.gz"))
     put(study, entry(study, "plain", 0))
-    host_file(study, MODEL, "plain", 0).write_text(json.dumps({"weights_sha256": "5" * 64}))
+    study.host_file(MODEL, "plain", 0).write_text(json.dumps({"weights_sha256": "5" * 64}))
     with pytest.raises(TransferError, match="says what machine made this run"):
         export_records(study, Path("runs.jsonl.gz"))
     assert not Path("runs.jsonl.gz").exists()

@@ -12,7 +12,7 @@ from scipy import stats
 
 from selfdistill import methods
 from selfdistill.reporting import tables
-from selfdistill.reporting.figures import STYLE, draw_cost_rows, draw_curves, draw_figures, method_colours, panels
+from selfdistill.reporting.figures import STYLE, colours_of, draw_cost_rows, draw_curves, draw_figures, panels
 from selfdistill.reporting.page import card_address, headline, sort_value
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
@@ -58,6 +58,7 @@ def record(method: str, seed: int, accuracy: float, exits: int = 1) -> dict:
     best = {"exits": [{**result, "accuracy": accuracy - 0.01}] * exits} | ({"ensemble": result} if exits > 1 else {})
     return {
         "model": "net_a",
+        "variant": method,
         "method": method,
         "title": {"plain": "Plain", "byot": "BYOT 100% & more"}[method],
         "seed": seed,
@@ -82,27 +83,27 @@ RECORDS = [record("plain", s, a) for s, a in enumerate((0.90, 0.91, 0.92))] + [
 
 
 def test_the_accuracy_table_pairs_by_seed_and_judges():
-    table = tables.accuracy_table(RECORDS, "last", "plain").set_index("method")
+    table = tables.accuracy_table(RECORDS, "last", "plain").set_index("variant")
     assert table.loc["byot", "accuracy"] == pytest.approx(95.1)
     assert table.loc["byot", "difference"] == pytest.approx(4.1)
     assert table.loc["byot", "difference_half_width"] == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3))
     assert table.loc["byot", "verdict"] == "improves"
     assert table.loc["plain", "verdict"] == "control"
-    of_validation = tables.accuracy_table(RECORDS, "validation", "plain").set_index("method")
+    of_validation = tables.accuracy_table(RECORDS, "validation", "plain").set_index("variant")
     assert of_validation.loc["plain", "accuracy"] == pytest.approx(90.0)
 
 
 def test_a_missing_seed_is_left_out_of_the_pairs_and_counted():
-    table = tables.accuracy_table(RECORDS[:2] + RECORDS[3:], "last", "plain").set_index("method")
+    table = tables.accuracy_table(RECORDS[:2] + RECORDS[3:], "last", "plain").set_index("variant")
     assert table.loc["plain", "n"] == 2
     assert table.loc["byot", "difference"] == pytest.approx(4.05)
 
 
 def test_exits_and_cost():
     exits = tables.exit_table(RECORDS, "last")
-    assert exits[exits.method == "plain"].exit.tolist() == ["4/4"]
-    assert exits[exits.method == "byot"].exit.tolist() == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
-    assert exits[exits.method == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
+    assert exits[exits.variant == "plain"].exit.tolist() == ["4/4"]
+    assert exits[exits.variant == "byot"].exit.tolist() == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
+    assert exits[exits.variant == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
     cost = tables.cost_table(RECORDS, tables.accuracy_table(RECORDS, "last", "plain"), "plain")
     assert cost.relative_cost.tolist() == [1, 4]
 
@@ -132,7 +133,12 @@ def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
     """Every method in a panel of its group with the control, and in a row of its own with its cost."""
     names = methods.names()
     records = [
-        {**record("plain", seed, 0.9 + 0.01 * seed), "method": name, "title": methods.about(name)["title"]}
+        {
+            **record("plain", seed, 0.9 + 0.01 * seed),
+            "variant": name,
+            "method": name,
+            "title": methods.about(name)["title"],
+        }
         for name in ["plain", *(n for n in names if n != "plain")]
         for seed in range(2)
     ]
@@ -146,7 +152,7 @@ def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
     for name, table in frames.items():
         tables.write_csv(tmp_path / "tables" / f"{name}.csv", table)
     draw_figures(tmp_path)
-    colours = method_colours(frames["accuracy"])
+    colours = colours_of(frames["accuracy"])
     assert not any(len(set(colour)) == 1 for name, colour in colours.items() if name != "plain"), "grey is the control"
     with plt.style.context(STYLE):
         curves = panels(frames, draw_curves, colours, (6, 4), grouped=True)
@@ -221,11 +227,11 @@ def test_rendered_tables_are_those_of_the_records(tiny_study):
     runs = pd.read_csv(tiny_study / "results/tables/runs.csv")
     assert len(runs) == 6
     for row in runs.itertuples():
-        path = tiny_study / f"results/records/{row.model}/{row.method}/{row.seed}.json"
+        path = tiny_study / f"results/records/{row.model}/{row.variant}/{row.seed}.json"
         recorded = json.loads(path.read_text())
         assert row.test_accuracy_last == pytest.approx(
             100 * recorded["test"]["last"]["exits"][-1]["accuracy"], abs=1e-4
         )
     means = json.loads((tiny_study / "results/metrics.json").read_text())
-    for method, group in runs.groupby("method"):
-        assert means[method] == pytest.approx(group.test_accuracy.mean(), abs=0.006)
+    for variant, group in runs.groupby("variant"):
+        assert means[variant] == pytest.approx(group.test_accuracy.mean(), abs=0.006)

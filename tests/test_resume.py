@@ -17,7 +17,7 @@ from made import VARIANTS, bits, stop_after, train
 
 from selfdistill import methods
 from selfdistill.training.checkpoint import Checkpoints
-from selfdistill.training.interruption import RESUME_ME, Interrupted
+from selfdistill.training.stopping import RESUME_ME, Interrupted
 
 
 def result(trained) -> tuple:
@@ -49,7 +49,7 @@ def test_a_method_that_forgets_to_declare_its_state_is_caught(tmp_path):
 
     class Faithful(methods.load("plain"), about=methods.about("plain")):
         def terms(self, step):
-            self.state["seen"] = self.state.get("seen", torch.zeros(())) + 1
+            self.state.setdefault("seen", torch.zeros(())).add_(1)
             return {"cross_entropy": super().terms(step)["cross_entropy"] * self.state["seen"]}
 
     for kind, kept in ((Forgetful, False), (Faithful, True)):
@@ -123,7 +123,7 @@ def cells(tiny_study: Project, folder: Path, **changes) -> Project:
         (folder / name).symlink_to(tiny_study.folder / name)
     project = Project(folder)
     known = {f"hyper.{name}": {} for name in methods.names()}
-    project.params_from(ROOT / "params.yaml", **{**TINY, **known, "recipe.epochs": 250, **changes})
+    project.params_from(ROOT / "params.yaml", **{**TINY, **known, "recipe.epochs": 250, "seeds": [0, 1], **changes})
     return project
 
 
@@ -134,11 +134,11 @@ def study(tiny_study, tmp_path_factory) -> Project:
 
 
 def start(study: Project, method: str, seed: int = 0, **environment) -> subprocess.Popen:
-    command = [sys.executable, "src/selfdistill", "train", "--model", "resnet10-slim", "--method", method]
+    command = [sys.executable, "src/selfdistill", "train", "--model", "resnet10-slim", "--variant", method]
     return subprocess.Popen(
-        [*command, "--seed", str(seed)],
+        [*command, "--seeds", str(seed)],
         cwd=study.folder,
-        env={**study.environment, **environment},
+        env={**study.environment, "SELFDISTILL_FRESH": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -233,9 +233,9 @@ def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(study, tmp_
         "train",
         "--model",
         "resnet10-slim",
-        "--method",
+        "--variant",
         "plain",
-        "--seed",
+        "--seeds",
         "1",
     ]
     environment = {**study.environment, "SELFDISTILL_CHECKPOINTS": str(tmp_path)}
@@ -273,7 +273,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(study, tmp_path
 
 def test_running_out_of_memory_is_one_clear_line(study):
     content = (study / "params.yaml").read_text()
-    study.params(**{"recipe.epochs": 1})
+    # torch is loaded before the command here, which portable does not allow
+    study.params(**{"recipe.epochs": 1, "recipe.determinism": "seeded"})
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({3 * 2**30},) * 2)"
     code = (
         "import sys; sys.path.insert(0, 'src'); import torch; from selfdistill.models import resnet\n"
@@ -281,7 +282,7 @@ def test_running_out_of_memory_is_one_clear_line(study):
         "whole = resnet.BasicBlock.forward\n"
         "resnet.BasicBlock.forward = lambda self, x: whole(self, x) + torch.empty(10**11).sum()\n"
         f"{limit}\nfrom selfdistill.cli import main\n"
-        "sys.exit(main(['train', '--model', 'resnet10-slim', '--method', 'plain', '--seed', '0']))"
+        "sys.exit(main(['train', '--model', 'resnet10-slim', '--variant', 'plain', '--seeds', '0']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -301,7 +302,8 @@ def test_running_out_of_memory_is_one_clear_line(study):
 def test_the_pipeline_resumes_what_it_started(project):
     """`dvc repro` removes a stage's outputs before it runs it; the checkpoints lie elsewhere."""
     project.params(**{"recipe.epochs": 251})
-    stage = "train@resnet10-slim-byot-0"
+    stage = "train@resnet10-slim-byot-0-1"
+    project.run("dvc", "repro", "--quiet", "check")
     process = subprocess.Popen(
         ["dvc", "repro", "--single-item", stage],
         cwd=project.folder,
@@ -315,5 +317,5 @@ def test_the_pipeline_resumes_what_it_started(project):
     process.communicate()
     done = project.run("dvc", "repro", "--single-item", stage)
     assert "resumed at epoch" in done.stdout + done.stderr
-    record = json.loads((project / "results/runs/resnet10-slim/byot/0/run.json").read_text())
+    record = json.loads((project / "results/runs/resnet10-slim/byot/0-1/0/run.json").read_text())
     assert record["recipe"]["epochs"] == 251

@@ -16,11 +16,13 @@ from safetensors.numpy import load_file
 from test_data import member, python2_pickle, tar
 from test_readers import npy
 
-from selfdistill.config import ConfigError, read_catalogue, read_study
+from selfdistill.config import read_study
+from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import load_network, predict
 from selfdistill.reporting.statistics import mean_interval
 from selfdistill.reporting.tables import HELD_BACK
+from selfdistill.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
 STUDY = "studies/drkd-cifar10"
@@ -72,7 +74,7 @@ def describe(catalogue: dict, mirror: Path) -> None:
             for packed in file.get("unpacked", []):
                 packed |= {"bytes": None, "md5": None}
         del entry["images"]
-    catalogue["datasets"]["cifar10"]["split"] = {"train": 80, "validation": 20, "seed": 0}
+    catalogue["datasets"]["cifar10"]["split"] = {}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,14 @@ def tested(tmp_path_factory):
     project.params(
         f"{STUDY}/params.yaml",
         **{"models": ["resnet10-slim"], "methods": ["plain", "byot"], "students": ["drkd"], "taught": []},
-        **{"teacher_models": [], "seeds": [0, 1], "robustness": ["cifar10-c", "cifar10-1"], "hyper.byot": {}},
+        **{
+            "teacher_models": [],
+            "seeds": [0, 1],
+            "training_images": 80,
+            "validation_images": 20,
+            "robustness": ["cifar10-c", "cifar10-1"],
+            "hyper.byot": {},
+        },
         **{f"recipe.{key}": value for key, value in recipe.items()},
     )
     (project / STUDY / ".dvcignore").write_text("!dvc.yaml\n")
@@ -166,7 +175,7 @@ def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(teste
 
     assert stale() == set()
     project.params(f"{STUDY}/params.yaml", robustness=["cifar10-1"])
-    assert stale() == {"tables"}, "tables read the list of data sets"
+    assert stale() == {"check", "tables", "page"}, "which read the list of data sets"
     study = type(tested)(project / STUDY)
     removed = study.run("selfdistill", "prune").stdout
     assert len(removed.splitlines()) == len(METHODS) * 2

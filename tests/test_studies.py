@@ -20,7 +20,8 @@ from PIL import Image
 
 from selfdistill import methods, studies
 from selfdistill.cli import main
-from selfdistill.config import read_catalogue, read_study
+from selfdistill.config import read_study
+from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import build
 from selfdistill.training.distributed import ALONE
@@ -93,7 +94,7 @@ def resolved(tmp_path_factory) -> dict[str, list]:
 def test_dvc_resolves_its_stages(name, resolved):
     study = study_of(name)
     kinds = Counter(stage.split("@")[0] for stage in resolved[name])
-    seeds, count = len(study.seeds), len(study.models)
+    seeds, count = len(study.blocks), len(study.models)
     wanted = {
         "train": count * len(study.methods) * seeds,
         "distill": count * len(study.students) * seeds,
@@ -106,10 +107,11 @@ def test_dvc_resolves_its_stages(name, resolved):
         "robustness": count * len(study.methods) * len(study.robustness),
         "robustness_students": count * len(study.students) * len(study.robustness),
         "robustness_taught": count * len(study.taught) * len(study.robustness),
-        **dict.fromkeys(("tables", "figures", "page"), 1),
+        **dict.fromkeys(("check", "tables", "figures", "page"), 1),
     }
     assert kinds == Counter(wanted)
-    assert sum(kinds[k] for k in ("train", "distill", "train_teachers", "distill_from")) == len(study.cells())
+    trainings = sum(kinds[k] for k in ("train", "distill", "train_teachers", "distill_from"))
+    assert trainings * len(study.seeds) == len(study.cells()) * seeds
 
 
 def networks() -> list[tuple[str, str, bool]]:
@@ -117,8 +119,8 @@ def networks() -> list[tuple[str, str, bool]]:
     found = {}
     for name in NAMES:
         study = study_of(name)
-        for model, method, _ in study.cells():
-            case = (model, study.dataset, "exits" in methods.about(method)["needs"])
+        for model, variant, _ in study.cells():
+            case = (model, study.dataset, "exits" in methods.about(study.variant(variant).method)["needs"])
             found.setdefault((model, shape_of(study.dataset)[0], case[2]), case)
     return sorted(found.values())
 
@@ -141,8 +143,9 @@ def steps() -> list:
     found = {}
     for name in NAMES:
         study = study_of(name)
-        for method in study.all_methods:
-            key = (method, shape_of(study.dataset), json.dumps(study.hyper[method]), study.teacher_of(method))
+        for method in study.all_variants:
+            hyper = json.dumps(study.variant(method).hyper)
+            key = (method, shape_of(study.dataset), hyper, study.teacher_of(method))
             found.setdefault(key, (name, study.models[0], method))
     return [pytest.param(*case, id="-".join(case)) for case in found.values()]
 
@@ -150,7 +153,7 @@ def steps() -> list:
 @cache
 def macs(model: str, dataset: str) -> int:
     shape, classes = shape_of(dataset)
-    return studies.size_of(model, shape, classes).macs
+    return studies.size_of(model, shape, classes, []).macs
 
 
 @pytest.mark.parametrize(("name", "model", "method"), steps())
@@ -159,7 +162,7 @@ def test_a_step_of_every_method_of_a_study(name, model, method):
     study = study_of(name)
     speed = {"device": "cpu", "precision": "float32", "compile": False, "cuda_graphs": False, "workers": 0}
     speed |= {"batch_size": 2, "warmup_epochs": 0}  # a warm-up's first rate is next to nothing
-    rule = methods.load(method)(**study.hyper[method])
+    rule = methods.load(method)(**study.variant(method).hyper)
     form = form_of(model, study.dataset, "exits" in rule.needs)
     teacher, network = study.teacher_of(method)
     taught_by = frozen(build(form_of(network or model, study.dataset, False), 1)) if teacher else None

@@ -1,11 +1,13 @@
 """A larger teacher: declared, trained once, learnt from, shown, refused where it is wrong."""
 
+import hashlib
 import json
 
 import pytest
 import yaml
 
-from selfdistill.config import ConfigError, read_study
+from selfdistill.config import read_study
+from selfdistill.schema import ConfigError
 
 SMALL, LARGE = "resnet10-slim", "resnet20"
 TAUGHT = {
@@ -15,23 +17,24 @@ TAUGHT = {
     "teacher_models": [LARGE],
     "taught": ["kd"],
     "hyper": {"plain": {}, "drkd": {}, "kd": {}},
-    "seeds": [0],
+    "seeds": ["0-1"],
 }
 
 
 def test_a_larger_network_teaches(project):
     """The students' twin stays their teacher, the larger one is trained once and is a row of its own."""
-    before = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0"]
+    before = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0-1"]
     project.params(**TAUGHT)
+    project.run("dvc", "repro", "--quiet", "check")
     listed = project.run("dvc", "stage", "list", "--name-only", "dvc.yaml").stdout.split()
-    assert {f"train_teachers@{LARGE}-plain-0", f"distill_from@{SMALL}-kd-0-{LARGE}"} < set(listed)
-    assert "train@resnet10-slim-plain-0" not in project.changed()
+    assert {f"train_teachers@{LARGE}-plain-0-1", f"distill_from@{SMALL}-kd-0-1-{LARGE}"} < set(listed)
+    assert "train@resnet10-slim-plain-0-1" not in project.changed()
     project.run("workflow/run", "prune")
     project.run("dvc", "repro", "--quiet")
     assert project.changed() == set()
-    assert yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0"] == before
+    assert yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0-1"] == before
     runs = {
-        (m, k): json.loads((project / f"results/runs/{m}/{k}/0/run.json").read_text())
+        (m, k): json.loads((project / f"results/runs/{m}/{k}/0-1/0/run.json").read_text())
         for m, k in ((SMALL, "plain"), (SMALL, "drkd"), (SMALL, "kd"), (LARGE, "plain"))
     }
     assert {cell: (run["teacher"], run["teacher_model"]) for cell, run in runs.items()} == {
@@ -56,36 +59,44 @@ def test_a_larger_network_teaches(project):
     # without it the teacher and what it taught go
     project.params(teacher_models=[], taught=[])
     removed = project.run("workflow/run", "prune").stdout
-    assert f"runs/{LARGE}/plain/0" in removed
-    assert f"runs/{SMALL}/kd/0" in removed
-    assert f"runs/{SMALL}/drkd/0" not in removed
+    assert f"runs/{LARGE}/plain/0-1" in removed
+    assert f"runs/{SMALL}/kd/0-1" in removed
+    assert f"runs/{SMALL}/drkd/0-1" not in removed
 
 
-@pytest.mark.parametrize(
-    ("command", "part"),
-    [
-        (("--method", "kd"), f"add --teacher plain --teacher-model {LARGE}"),
-        (("--method", "kd", "--teacher", "plain"), f"give --teacher plain --teacher-model {LARGE}"),
-        (
-            ("--method", "drkd", "--teacher", "plain", "--teacher-model", LARGE),
-            "--teacher plain and no --teacher-model",
-        ),
-        (("--method", "plain", "--teacher-model", LARGE), "plain has no teacher"),
-        (("--method", "kd", "--teacher", "plain", "--teacher-model", LARGE), f"{LARGE}/plain/0/run.json is missing"),
-    ],
-)
-def test_a_wrong_teacher_is_refused(project, command, part):
+def test_a_teacher_that_is_not_there_is_named(project):
     project.params(**TAUGHT)
-    done = project.run("selfdistill", "train", "--model", SMALL, "--seed", "0", *command, ok=False)
+    command = ["selfdistill", "train", "--model", SMALL, "--variant", "kd", "--seeds", "0-1"]
+    done = project.run(*command, ok=False)
     assert done.returncode == 1
-    assert part in done.stderr
+    assert f"{LARGE}/plain/0-1/0/run.json is missing" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_teachers_network_has_no_other_method(project):
     project.params(**TAUGHT)
-    done = project.run("selfdistill", "train", "--model", LARGE, "--method", "kd", "--seed", "0", ok=False)
-    assert "--method kd is not in params.yaml; there are plain" in done.stderr
+    done = project.run("selfdistill", "train", "--model", LARGE, "--variant", "kd", "--seeds", "0-1", ok=False)
+    assert "--variant kd is not in params.yaml; there are plain" in done.stderr
+
+
+def test_given_weights_teach_without_being_trained(project):
+    """A teacher from elsewhere: here the weights of a larger network that this study trained before."""
+    project.params(**TAUGHT)
+    project.run("dvc", "repro", "--quiet", f"train_teachers@{LARGE}-plain-0-1")
+    source = project / f"results/runs/{LARGE}/plain/0-1/0/weights.safetensors"
+    content = source.read_bytes()
+    (project / "teacher.safetensors").write_bytes(content)
+    given = {"file": "teacher.safetensors", "sha256": hashlib.sha256(content).hexdigest(), "use": "teacher"}
+    project.params(weights={LARGE: given})
+    project.run("dvc", "repro", "--quiet")
+    for seed in (0, 1):
+        run = json.loads((project / f"results/runs/{LARGE}/plain/0-1/{seed}/run.json").read_text())
+        assert run["weights_sha256"] == given["sha256"]
+        assert run["cost"]["training_flops"] == 0
+        taught = json.loads((project / f"results/runs/{SMALL}/kd/0-1/{seed}/run.json").read_text())
+        assert taught["teacher_sha256"] == given["sha256"]
+    project.run("selfdistill", "records", "export", "runs.jsonl.gz")
+    assert project.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout.count("imported: ") == 8
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks of timm by name: built, cut, trained, loaded again, or refused in one line."""
 
+import hashlib
 import json
 import time
 
@@ -118,7 +119,9 @@ def test_it_trains_with_early_exits_and_loads_again_and_predicts(tmp_path, capsy
     assert trained.last.exit_count == 4
     assert trained.flops > 0
     save_file({k: v.contiguous() for k, v in trained.last.state_dict().items()}, tmp_path / "weights.safetensors")
-    described = {"network": FORM, "dataset": {**vars(dataset), "size": [32, 32]}}
+    sha256 = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    described = {"network": FORM, "dataset": {**vars(dataset), "size": [32, 32]}, "members": {}, "kept": {}}
+    described |= {"weights_sha256": sha256, "validation_best_sha256": sha256}
     (tmp_path / "run.json").write_text(json.dumps(described))
     network, _ = load_network(tmp_path)
     with torch.no_grad():

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from selfdistill import __version__
-from selfdistill.config import ConfigError, Recipe, Study, read_catalogue, read_study, read_yaml
-from selfdistill.models import NetworkError
+from selfdistill.config import Recipe, Study, read_study, seeds_of
+from selfdistill.data.catalogue import read_catalogue
+from selfdistill.errors import UserError
+from selfdistill.schema import ConfigError, read_yaml
 
 STUDY = Path("params.yaml")
 
@@ -40,7 +42,7 @@ def carried_out(options: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (UserError, NetworkError) as error:
+    except UserError as error:
         print(f"selfdistill {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -49,10 +51,6 @@ def carried_out(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
-
-
-class UserError(Exception):
-    """Something that the user can mend; the message says how."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
         "prepare",
         prepare,
         "stage: split a data set and pack each split",
-        "Split a fetched data set into train, validation and test, by the seed of the catalogue and stratified "
-        "by class, and write one file a split to data/prepared/NAME.",
+        "Split a fetched data set into the pool that studies draw from and the test, or into fixed splits, by the "
+        "seed of the catalogue and stratified by class, and write one file a split to data/prepared/NAME.",
     )
     sub.add_argument("name", help="data set, as in data/params.yaml")
 
@@ -104,26 +102,26 @@ def parser() -> argparse.ArgumentParser:
 
     cell = argparse.ArgumentParser(add_help=False)
     cell.add_argument("--model", required=True, help="network, one of the study's models")
-    cell.add_argument("--method", required=True, help="method, one of the study's methods, students or taught")
+    cell.add_argument("--variant", required=True, help="one of the study's methods, students or taught")
     sub = commands.add_parser(
         "train",
         parents=[cell],
-        help="stage: train one network with one method from one seed",
-        description="Train one cell of the study and write weights (last epoch, and best on validation), history "
-        "and description to results/runs/MODEL/METHOD/SEED. The test split is not touched.",
-        epilog="Example: selfdistill train --model resnet10-slim --method byot --seed 0. A run that was killed "
+        help="stage: train one network with one variant from each seed of a block",
+        description="Train cells of the study, a block of seeds in one process, and write each one's weights (last "
+        "epoch, and best on validation), history and description to results/runs/MODEL/VARIANT. A seed that was "
+        "finished before from equal inputs is not trained again; SELFDISTILL_FRESH=1 trains it all the same. The test "
+        "split is not touched.",
+        epilog="Example: selfdistill train --model resnet10-slim --variant byot --seeds 0-4. A run that was killed "
         "goes on from its last checkpoint (in .work/checkpoints, or where SELFDISTILL_CHECKPOINTS says) when the "
         "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
     )
-    sub.add_argument("--seed", required=True, type=int, help="one of the study's seeds")
-    sub.add_argument("--teacher", metavar="METHOD", help="method whose trained network, same seed, teaches")
-    sub.add_argument("--teacher-model", metavar="NETWORK", help="network that teaches (default: the same)")
+    sub.add_argument("--seeds", required=True, help="one entry of the study's seeds: a number, or a block such as 0-4")
     sub.set_defaults(run=train)
     sub = commands.add_parser(
         "evaluate",
         parents=[cell],
         help="stage: predict the test split from every exit",
-        description="Predict the test split with the runs of a method, all seeds, write the logits of every exit "
+        description="Predict the test split with the runs of a variant, all seeds, write the logits of every exit "
         "(features, where persons are to be found again) to results/predictions and each run's record, with all "
         "metrics, to results/records.",
     )
@@ -132,10 +130,10 @@ def parser() -> argparse.ArgumentParser:
         "robustness",
         parents=[cell],
         help="stage: test on other images, new or corrupted ones",
-        description="Test the runs of a method, all seeds, on a data set of test images alone, one of the study's "
+        description="Test the runs of a variant, all seeds, on a data set of test images alone, one of the study's "
         "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
         "to results/records/robustness.",
-        epilog="Example: selfdistill robustness --model resnet18 --method byot --data cifar100-c",
+        epilog="Example: selfdistill robustness --model resnet18 --variant byot --data cifar100-c",
     )
     sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
     sub.set_defaults(run=robustness)
@@ -176,11 +174,13 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "check",
         check,
-        "validate a params.yaml",
+        "stage: validate a params.yaml",
         "Validate a study before any work. Every fault is told at once: key path, value, what is allowed. Exit "
-        "code 2 if there is one; nothing is ever written.",
+        "code 2 if there is one; nothing is written then. With --write, as the pipeline's first stage, also write "
+        "results/plan: the parameters of each training and a hash of the code that it executes.",
     )
     sub.add_argument("file", nargs="?", type=Path, default=STUDY, help="a study's params.yaml (default: %(default)s)")
+    sub.add_argument("--write", action="store_true", help="write results/plan beside the file")
     sub = command(
         "prune",
         prune,
@@ -206,9 +206,11 @@ def parser() -> argparse.ArgumentParser:
         "classify image files with a trained network",
         "Classify image files with a trained run, from its deepest exit or any other. Images are converted to the "
         "channels and size that the network was trained on. Prints file, class, probability and exit.",
-        "Example: selfdistill predict results/runs/resnet10-slim/byot/0 photo.png --exit 2",
+        "Example: selfdistill predict results/runs/resnet10-slim/byot/0-4/0 photo.png --exit 2",
     )
-    sub.add_argument("folder", type=Path, metavar="RUN", help="folder of a trained run, results/runs/MODEL/METHOD/SEED")
+    sub.add_argument(
+        "folder", type=Path, metavar="RUN", help="folder of a trained run, results/runs/MODEL/VARIANT/BLOCK/SEED"
+    )
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
     sub.add_argument("--exit", type=int, metavar="N", help="exit to read, 1 the shallowest (default: the deepest)")
     sub.add_argument(
@@ -369,7 +371,7 @@ def fetch(options) -> None:
 
 
 def describe(options) -> None:
-    from selfdistill.data.folder import describe_folder
+    from selfdistill.data.describe import describe_folder
     from selfdistill.studies import as_entry
 
     size = tuple(options.size) if options.size else None
@@ -393,77 +395,62 @@ def prepare(options) -> None:
     counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
     lists = (folder / "prepared" / options.name / "report").resolve()  # DVC prints this from data/
     bad, twice = report["quarantined"], sum(report["duplicates"].values())
-    notes = f"; {bad:,} files could not be used, see {lists / 'quarantine.csv'}" if bad else ""
+    mostly = next(iter(report["reasons"]), "")  # sorted by how many files have it
+    notes = f"; {bad:,} files could not be used, mostly: {mostly}; see {lists / 'quarantine.csv'}" if bad else ""
     notes += f"; {twice:,} images stand in two splits, see {lists / 'duplicates.csv'}" if twice else ""
     print(f"{options.name}: {counts}{notes}")
 
 
 def read_cell(options) -> Study:
-    """The study, after making sure that the cell asked for is one of its cells."""
+    """The study, after making sure that the cells asked for are among its cells."""
     study = read_study(STUDY)
     networks = [*study.models, *study.teacher_models]
-    known = [study.teacher] if options.model in study.teacher_models else study.all_methods
-    for key, listed in (("model", networks), ("method", known), ("seed", study.seeds)):
-        if getattr(options, key, listed[0]) not in listed:
-            raise UserError(
-                f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(map(str, listed))}"
-            )
+    known = [study.teacher] if options.model in study.teacher_models else study.all_variants
+    asked = [("model", networks), ("variant", known)]
+    if hasattr(options, "seeds"):
+        asked.append(("seeds", [str(block) for block in study.blocks]))
+    for key, listed in asked:
+        if getattr(options, key) not in listed:
+            raise UserError(f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(listed)}")
     return study
 
 
 def train(options) -> int | None:
-    from selfdistill.training.interruption import RESUME_ME, Interrupted, Interruption
+    from selfdistill.stages.interruption import Interruption
+    from selfdistill.training.stopping import RESUME_ME, Interrupted
 
     study = read_cell(options)
+    block = next(block for block in study.blocks if str(block) == options.seeds)
     numerics(study, devices=study.recipe.processes)
     if study.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
         from selfdistill.training.distributed import launch
 
         return launch(study.recipe.processes, [sys.executable, *sys.argv])
-    check_teacher(study, options)
-    cell = {key: getattr(options, key) for key in ("model", "method", "seed", "teacher", "teacher_model")}
     missing = [study.data_folder / "training" / "dataset.json"]
-    if options.teacher:
-        teacher = study.results / "runs" / (options.teacher_model or options.model) / options.teacher
-        missing.append(teacher / str(options.seed) / "run.json")
+    teacher, network = study.teacher_of(options.variant)
+    if teacher is not None:
+        runs = (study.run_folder(network or options.model, teacher, seed) for seed in seeds_of(block))
+        missing += [folder / "run.json" for folder in runs]
     for path in missing:
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
     with Interruption() as interruption:  # before torch is loaded, which takes seconds
-        from selfdistill.data.prepared import CorruptImageError
-        from selfdistill.training.engine import MisfitError, NonFiniteLossError
-        from selfdistill.training.method import StepError
-        from selfdistill.training.run import ResourceError, train_cell
+        from selfdistill.stages.train import train_block
 
         try:
-            train_cell(study, interruption=interruption, **cell)
-        except (MisfitError, StepError, NonFiniteLossError, ResourceError, CorruptImageError) as error:
-            raise UserError(error) from None
+            train_block(study, model=options.model, variant=options.variant, block=block, interruption=interruption)
         except Interrupted as error:
             print(f"selfdistill train: {error}", file=sys.stderr)
             return RESUME_ME if error.signal == signal.SIGTERM else 130
     return 0
 
 
-def check_teacher(study: Study, options) -> None:
-    """Refuse a teacher that is not the one that the study gives the method."""
-    teacher, network = study.teacher_of(options.method)
-    if (options.teacher, options.teacher_model) == (teacher, network):
-        return
-    if teacher is None:
-        raise UserError(f"{options.method} has no teacher: leave --teacher and --teacher-model out")
-    wanted = f"--teacher {teacher}" + (f" --teacher-model {network}" if network else " and no --teacher-model")
-    if options.teacher is None:
-        raise UserError(f"{options.method} learns from a trained teacher: add {wanted}")
-    raise UserError(f"{options.method} has another teacher in {STUDY}: give {wanted}")
-
-
 def evaluate(options) -> None:
     study = read_cell(options)
     numerics(study, devices=1)
-    from selfdistill.evaluation.run import evaluate_method
+    from selfdistill.stages.evaluate import evaluate_variant
 
-    evaluate_method(study, model=options.model, method=options.method)
+    evaluate_variant(study, model=options.model, variant=options.variant)
 
 
 def robustness(options) -> None:
@@ -472,9 +459,9 @@ def robustness(options) -> None:
         known = ", ".join(study.robustness) or "none"
         raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
     numerics(study, devices=1)
-    from selfdistill.evaluation.robustness import evaluate_robustness
+    from selfdistill.stages.evaluate import evaluate_robustness
 
-    evaluate_robustness(study, model=options.model, method=options.method, name=options.data)
+    evaluate_robustness(study, model=options.model, variant=options.variant, name=options.data)
 
 
 def numerics(study: Study, devices: int = 0) -> None:
@@ -550,7 +537,7 @@ def list_records(options) -> None:
     for row in rows:
         seconds = f"{row['seconds']:.1f} s" if "seconds" in row else ""
         facts = (row.get("machine", ""), seconds, row.get("weights_sha256", "")[:16], row.get("misfit", ""))
-        cell = f"{row['model']}/{row['method']}/{row['seed']}"
+        cell = f"{row['model']}/{row['variant']}/{row['seed']}"
         print("\t".join([cell, row["state"], *facts]).rstrip())
 
 
@@ -582,7 +569,12 @@ def show_methods(options) -> None:
 
 
 def check(options) -> None:
-    study = read_study(options.file)
+    if options.write:
+        from selfdistill.stages.plan import write_plan
+
+        study = write_plan(options.file)
+    else:
+        study = read_study(options.file)
     print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 
 

@@ -1,39 +1,52 @@
-"""What a params.yaml may say.  Everything is checked before any work, and all faults are told at once.
+"""What a study's params.yaml may say.  Everything is checked before any work, and all faults are told at once.
 
-Two files: a study's `params.yaml` (`Study`) and the catalogue `data/params.yaml` (`Catalogue`).
 Nothing here imports torch, so that a check takes a fraction of a second.
 """
 
-import difflib
 import itertools
-import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, PlainValidator
 
 from selfdistill import methods, models
+from selfdistill.bounds import refused
+from selfdistill.data.catalogue import read_catalogue, split_faults
+from selfdistill.errors import UserError
+from selfdistill.schema import ConfigError, Name, Sha256, Strict, nearest, read_yaml, shown, validate
 
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 # a network, also one of timm's: whether it exists is seen when it is built, for timm takes seconds to load
 NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+NOTHING_OWN = "params.yaml"  # DVC needs the name of something that is there
+SEEDS = 10_000  # of a study, at most
 
 
-class ConfigError(Exception):
-    """Faults of a configuration, one a line: file, key path, value, what is allowed."""
+def block(value: Any) -> int | str:
+    """An entry of `seeds`."""
+    if type(value) is int and 0 <= value < 2**31:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(0|[1-9]\d{0,8})-[1-9]\d{0,8}", value):
+        first, last = map(int, value.split("-"))
+        if first < last < first + SEEDS:
+            return value
+    raise ValueError(f"a seed from 0 to {2**31 - 1}, or a rising block such as 0-9 of at most {SEEDS:,}")
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+Block = Annotated[int | str, PlainValidator(block)]
 
 
 class Recipe(Strict):
-    """How every method of a study trains."""
+    """How every method of a study trains.
+
+    momentum and nesterov are SGD's, beta1 and beta2 AdamW's, whose weight decay is decoupled.  decay_exempt: norms and
+    biases get no weight decay.  label_noise: share of the training labels that are exchanged for another class, drawn
+    by label_noise_seed; validation and test stay clean, and the training accuracy that is logged is against the
+    exchanged labels.  keep_epochs: after which epochs, counted over all phases, the weights are kept as well.
+    """
 
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(ge=2, le=1_000_000)
@@ -41,6 +54,10 @@ class Recipe(Strict):
     momentum: float = Field(ge=0, lt=1, allow_inf_nan=False)
     nesterov: bool
     weight_decay: float = Field(ge=0, le=1, allow_inf_nan=False)
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    beta1: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
+    beta2: float = Field(default=0.999, ge=0, lt=1, allow_inf_nan=False)
+    decay_exempt: bool = False
     schedule: Literal["cosine", "steps"]
     milestones: list[Share]
     decay: float = Field(gt=0, le=1, allow_inf_nan=False)
@@ -48,6 +65,9 @@ class Recipe(Strict):
     crop_padding: int = Field(ge=0, le=64)
     flip: bool
     cutout: int = Field(default=0, ge=0, le=1024)
+    label_noise: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    label_noise_seed: int = Field(default=0, ge=0, lt=2**31)
+    keep_epochs: list[Annotated[int, Field(ge=1, le=100_000)]] = []
     device: Literal["cpu", "cuda", "auto"]
     threads: int = Field(ge=1, le=1024)
     determinism: Literal["off", "seeded", "strict", "portable"]
@@ -59,28 +79,67 @@ class Recipe(Strict):
     workers: int = Field(default=0, ge=0, le=256)
 
 
-class Study(Strict):
-    """A study: one data set, one recipe, models x methods x seeds.
+class Variant(Strict):
+    """A method under other values than the study's: what differs, and nothing else."""
 
-    students learn from the `teacher` method's network of their own model and seed, taught from that of
-    `teacher_models`, a network that the study trains with this one method only.  robustness: data sets of test
-    images alone, new or corrupted ones, on which every network of `models` is tested, too.
+    method: Name
+    title: Annotated[str, Field(min_length=1, max_length=60)] | None = None
+    hyper: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
+class GivenWeights(Strict):
+    """Trained weights from elsewhere, a safetensors file: what the network starts from, or what teaches."""
+
+    file: str = Field(min_length=1)
+    sha256: Sha256
+    use: Literal["start", "teacher"]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A variant with all that its training depends on.  name: of the variant; for a plain entry of `methods`
+    it is the method's."""
+
+    name: str
+    method: str
+    title: str
+    hyper: dict[str, Any]
+    recipe: Recipe
+
+
+class Study(Strict):
+    """A study: one data set, one recipe, models x variants x seeds.
+
+    methods, students and taught list variants by name: a method's, or one of `variants`, under which a method
+    may stand more than once.  students learn from the `teacher` variant's network of their own model and seed,
+    taught from that of `teacher_models`, a network that the study trains with this one variant only.
+    robustness: data sets of test images alone, new or corrupted ones, on which every network of `models` is
+    tested, too.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
+    split: `per_seed` draws training and validation images anew for every seed; `fixed` keeps one draw.
+    own: params.yaml for nothing, or a folder with network files and weights of the study's own.
     """
 
     root: str = Field(min_length=1)
+    own: str = Field(default=NOTHING_OWN, min_length=1)
     dataset: Name
+    split: Literal["per_seed", "fixed"]
+    training_images: int | None = Field(ge=2)
+    validation_images: int | None = Field(ge=1)
     models: list[NetworkName] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
     students: list[Name]
     teacher_models: list[NetworkName] = Field(max_length=1)
     taught: list[Name]
+    variants: dict[Name, Variant] = {}
     robustness: list[Name]
     teacher: Name
     control: Name
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    blocks: list[Block] = Field(alias="seeds", min_length=1)
     selection: Literal["last", "validation"]
     recipe: Recipe
     hyper: dict[str, dict[str, Any]]
+    weights: dict[NetworkName, GivenWeights] = {}
 
     @property
     def data_folder(self) -> Path:
@@ -94,106 +153,67 @@ class Study(Strict):
         return Path("results")
 
     @property
-    def all_methods(self) -> list[str]:
+    def seeds(self) -> list[int]:
+        return [seed for block in self.blocks for seed in seeds_of(block)]
+
+    @property
+    def own_networks(self) -> list[Path]:
+        """The network files of the study's own."""
+        return sorted(Path(self.own).glob("*.py")) if self.own != NOTHING_OWN else []
+
+    @property
+    def all_variants(self) -> list[str]:
         """What every network of `models` is trained with."""
         return [*self.methods, *self.students, *self.taught]
 
-    def teacher_of(self, method: str) -> tuple[str | None, str | None]:
-        """(method, network) of the trained network that a method learns from: the network is None for that
-        of the same model, both are None for a method without a teacher."""
-        if method in self.taught:
+    def variant(self, name: str) -> Resolved:
+        """A variant with everything that its training depends on, defaults of hyper-parameters included."""
+        chosen = self.variants.get(name) or Variant(method=name)
+        about = methods.about(chosen.method)
+        default = {key: spec["default"] for key, spec in about["hyper"].items()}
+        return Resolved(
+            name=name,
+            method=chosen.method,
+            title=chosen.title or (about["title"] if name == chosen.method else name),
+            hyper={**default, **self.hyper.get(chosen.method, {}), **chosen.hyper},
+            recipe=Recipe.model_validate({**self.recipe.model_dump(), **chosen.recipe}),
+        )
+
+    def teacher_of(self, variant: str) -> tuple[str | None, str | None]:
+        """(variant, network) of the trained network that a variant learns from: the network is None for that
+        of the same model, both are None for a variant without a teacher."""
+        if variant in self.taught:
             return self.teacher, self.teacher_models[0]
-        return (self.teacher if method in self.students else None), None
+        return (self.teacher if variant in self.students else None), None
 
     def cells(self) -> list[tuple[str, str, int]]:
-        """(model, method, seed) of every cell, in the study's order, the larger teachers last."""
-        own = [(m, method, seed) for m in self.models for method in self.all_methods for seed in self.seeds]
+        """(model, variant, seed) of every cell, in the study's order, the larger teachers last."""
+        own = [(m, variant, seed) for m in self.models for variant in self.all_variants for seed in self.seeds]
         return own + [(m, self.teacher, seed) for m in self.teacher_models for seed in self.seeds]
 
+    def run_folder(self, model: str, variant: str, seed: int) -> Path:
+        """Where a run lies: by its seed alone, or, of a block of several, by block and seed."""
+        block = next(block for block in self.blocks if seed in seeds_of(block))
+        folder = self.results / "runs" / model / variant / str(block)
+        return folder if isinstance(block, int) else folder / str(seed)
 
-class Member(Strict):
-    """One file inside a published archive, under its path there and in torchvision's layout; bytes and
-    sha256 are None where nobody published them."""
+    def record_file(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "records" / model / variant / f"{seed}.json"
 
-    name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
-    bytes: int | None = Field(default=None, gt=0)
-    sha256: Sha256 | None = None
-    md5: Md5 | None = None
+    def imported_file(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "records" / "imported" / model / variant / f"{seed}.json"
 
-    @property
-    def target(self) -> str:
-        """Its name in the data set's folder of raw files."""
-        return self.name.rpartition("/")[2]
-
-
-class SourceFile(Strict):
-    """One file of a data set as published.
-
-    sha256: None where none is known; `verified` then is false, and the first file that is fetched is
-    pinned (`selfdistill.data.fetch`).  verified: whether this project has seen the file with this hash.
-    unpacked: the members of a .tar.gz, .tar or .zip that are wanted, or the one content of a .gz; empty for
-    a file that is kept as it is.  in_place: it stays in the mirror, and a note of it is kept.
-    """
-
-    name: Name
-    bytes: int | None = Field(gt=0)
-    sha256: Sha256 | None
-    md5: Md5 | None = None
-    verified: bool = True
-    in_place: bool = False
-    unpacked: list[Member] = []
-    sources: list[Annotated[str, Field(pattern=r"^(https?|package|folder)://")]] = []
-
-    @property
-    def target(self) -> str:
-        return self.name
+    def host_file(self, model: str, variant: str, seed: int) -> Path:
+        """What a run says of the machine and the day."""
+        return self.results / "hosts" / model / variant / f"{seed}.json"
 
 
-class SplitSizes(Strict):
-    train: int = Field(ge=2)
-    validation: int = Field(ge=1)
-    seed: int = Field(ge=0, lt=2**31)
-
-
-class ImageForm(Strict):
-    """What image files are made into: size (H, W) and channels.  shorter_side: where training images are too
-    many to keep as pixels, they are packed as JPEG files with at most so many pixels there."""
-
-    size: list[Annotated[int, Field(ge=4, le=4096)]] = Field(min_length=2, max_length=2)
-    channels: Literal[1, 3]
-    shorter_side: int | None = Field(default=None, ge=8, le=4096)
-
-
-class ReRanking(Strict):
-    """k-reciprocal re-ranking of a gallery, `selfdistill.evaluation.retrieval.re_rank`."""
-
-    k1: int = Field(ge=1, le=10_000)
-    k2: int = Field(ge=1, le=10_000)
-    weight: float = Field(ge=0, le=1, allow_inf_nan=False)
-
-
-class DataEntry(Strict):
-    """obtain: where and how a user gets files that have no sources.  image: for readers of image files.
-    re_ranking: of sets of persons to be found again: report re-ranked metrics, too.
-    images: how many each published split has.  classes: None where the reader takes them from the files.
-    tests: the data set whose networks a set without `split` tests."""
-
-    title: str
-    reader: Name
-    licence: str
-    citation: str
-    obtain: str | None = None
-    files: list[SourceFile] = Field(min_length=1)
-    image: ImageForm | None = None
-    images: dict[str, Annotated[int, Field(ge=1)]] | None = None
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
-    split: SplitSizes | None = None
-    tests: Name | None = None
-    re_ranking: ReRanking | None = None
-
-
-class Catalogue(Strict):
-    datasets: dict[Name, DataEntry] = Field(min_length=1)
+def seeds_of(block: int | str) -> list[int]:
+    """The seeds of an entry of `seeds`: a number, or first and last of a block, 0-9."""
+    if isinstance(block, int):
+        return [block]
+    first, last = (int(part) for part in block.split("-"))
+    return list(range(first, last + 1))
 
 
 def read_study(path: Path = Path("params.yaml")) -> Study:
@@ -206,201 +226,124 @@ def read_study(path: Path = Path("params.yaml")) -> Study:
     return study
 
 
-def read_catalogue(path: Path) -> Catalogue:
-    """The data sets of a data/params.yaml.  Raises ConfigError with every fault found."""
-    catalogue, faults = validate(Catalogue, read_yaml(path))
-    readers = Path(__file__).parent / "data"
-    for name, entry in catalogue.datasets.items() if catalogue else ():
-        if not (readers / f"{entry.reader}.py").is_file():
-            faults.append(f"datasets.{name}.reader: {entry.reader!r} is no file {readers / entry.reader}.py")
-        faults += unpacked_faults(f"datasets.{name}.files", entry.files)
-        faults += source_faults(f"datasets.{name}", entry)
-        if entry.split is not None and entry.tests is not None:
-            faults.append(f"datasets.{name}.tests: {entry.tests!r} is not allowed beside `split`; allowed: one of both")
-        if entry.tests is not None and entry.tests not in catalogue.datasets:
-            faults.append(f"datasets.{name}.tests: {entry.tests!r}; {nearest(entry.tests, list(catalogue.datasets))}")
-        elif entry.tests is not None and entry.classes != catalogue.datasets[entry.tests].classes:
-            faults.append(f"datasets.{name}.classes: not those of {entry.tests}; allowed: the same, in the same order")
-    if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    return catalogue
-
-
-def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
-    """Archives of no known form, and files that would take each other's place."""
-    targets = []
-    for i, file in enumerate(files):
-        archive = file.name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
-        if file.unpacked and not (archive or file.name.endswith(".gz")):
-            allowed = "a .tar.gz, .tgz, .tar, .zip or .gz"
-            yield f"{place}[{i}].unpacked: {file.name!r} cannot be unpacked; allowed: {allowed}"
-        elif len(file.unpacked) > 1 and not archive:
-            yield f"{place}[{i}].unpacked: {len(file.unpacked)} files; allowed: one, for a .gz holds no more"
-        targets += [member.target for member in file.unpacked] or [file.name]
-    for target in sorted({t for t in targets if targets.count(t) > 1}):
-        yield f"{place}: two files would be kept as {target!r}; allowed: each name once"
-
-
-def source_faults(place: str, entry: DataEntry) -> Iterator[str]:
-    """Files that nobody could fetch, and hashes that nobody has verified."""
-    for i, file in enumerate(entry.files):
-        if not file.sources and entry.obtain is None:
-            yield f"{place}.files[{i}].sources: none; allowed: at least one, or `obtain`: how a user gets the file"
-        if file.verified and (file.sha256 is None or file.bytes is None):
-            yield (
-                f"{place}.files[{i}].verified: true is not allowed without bytes and sha256; allowed: false, and the "
-                "first file that is fetched is pinned"
-            )
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without repeated keys: PyYAML lets the later one win in silence."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key, str | int | float | bool | None):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands here a second time", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); a study is a folder with a params.yaml"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    try:
-        content = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {place}not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: {shown(content)} at the top; allowed: a mapping of keys to values")
-    return content
-
-
-def validate(schema: type[BaseModel], content: dict) -> tuple[Any, list[str]]:
-    """The model, or None and its faults in words."""
-    try:
-        return schema.model_validate(content), []
-    except ValidationError as error:
-        return None, [in_words(fault, schema) for fault in error.errors()]
-    except RecursionError:
-        return None, ["nested too deeply, or an alias that contains itself"]
-
-
-def in_words(fault: dict, schema: type[BaseModel]) -> str:
-    """A pydantic fault as: key path, value given, what is allowed."""
-    place, kind = key_path(fault["loc"]), fault["type"]
-    if kind == "missing":
-        return f"{place}: missing; it has no default"
-    if kind == "extra_forbidden":
-        known = known_keys(schema, fault["loc"][:-1])
-        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), known)}"
-    expected = fault["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    if kind == "string_pattern_mismatch":
-        expected = f"text of the form {fault['ctx']['pattern']}"
-    elif kind == "too_long":
-        expected = f"at most {fault['ctx']['max_length']} entry"
-    elif kind == "too_short":
-        expected = f"at least {fault['ctx']['min_length']} entry"
-    elif kind in ("int_type", "int_from_float"):
-        expected = "whole number"
-    elif kind == "float_type" and reads_as_number(fault["input"]):
-        expected = "number (YAML takes this one for text: write it with a decimal point and without quotes)"
-    return f"{place}: {shown(fault['input'])} is not allowed; allowed: {expected}"
-
-
-def reads_as_number(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(float(value) or True)
-    except ValueError:
-        return False
-
-
-def known_keys(schema: Any, loc: tuple) -> list[str]:
-    for part in loc:
-        if isinstance(schema, type) and issubclass(schema, BaseModel) and part in schema.model_fields:
-            schema = schema.model_fields[part].annotation
-        else:  # an entry of a list or mapping: its schema is the last type argument
-            schema = getattr(schema, "__args__", (None,))[-1]
-    return list(getattr(schema, "model_fields", {}))
-
-
-def key_path(loc: tuple) -> str:
-    path = ""
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
-def shown(value: Any) -> str:
-    """A value as a person wrote it, shortened."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    except (ValueError, RecursionError):
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def nearest(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known) or 'none'}"
-
-
 def names_in(content: dict, key: str) -> list[str]:
     """The strings of a list in a raw file; whatever else stands there is the schema's to refuse."""
     entries = content.get(key)
     return [e for e in entries if isinstance(e, str)] if isinstance(entries, list) else []
 
 
+LISTS = "methods", "students", "taught"  # of variants: which of them learn from a teacher, and from which
+
+
 def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     """Faults that no single value shows, found on the raw file so that they are told with the others."""
-    for key in ("models", "methods", "students", "teacher_models", "taught", "robustness", "seeds"):
+    for key in ("models", *LISTS, "teacher_models", "robustness", "seeds"):
         entries = content.get(key)
         if isinstance(entries, list):
             twice = [e for i, e in enumerate(entries) if e in entries[:i]]
             for entry in twice:
                 yield f"{key}: {shown(entry)} stands there twice; allowed: each once"
-    for key in ("models", "teacher_models"):
-        for i, name in enumerate(names_in(content, key)):
-            if name not in models.NETWORKS and not name.startswith(models.TIMM):
-                known = f"{nearest(name, list(models.NETWORKS))}, {models.TIMM}NAME"
-                yield f"{key}[{i}]: {name!r} is no network; {known}"
-    for name in names_in(content, "teacher_models"):
-        if name in names_in(content, "models"):
-            yield f"teacher_models: {name!r} stands under models too; allowed: one of both"
-    yield from method_faults(content)
+    yield from seed_faults(content)
+    yield from network_faults(content, folder)
+    yield from weight_faults(content, folder)
+    yield from variant_faults(content)
+    yield from list_faults(content)
     yield from hyper_faults(content)
-    yield from recipe_faults(content)
+    yield from all_recipe_faults(content)
     yield from data_faults(content, folder)
 
 
-def method_faults(content: dict) -> Iterator[str]:
-    listed = names_in(content, "methods")
-    everywhere = [(key, name) for key in ("methods", "students", "taught") for name in names_in(content, key)]
-    for key in ("methods", "students", "taught"):
+def seed_faults(content: dict) -> Iterator[str]:
+    """Blocks that share a seed, and too many seeds."""
+    entries = content.get("seeds")
+    seen: set[int] = set()
+    for i, entry in enumerate(entries if isinstance(entries, list) else ()):
+        try:
+            seeds = set(seeds_of(block(entry)))
+        except ValueError:
+            continue
+        if (twice := seen & seeds) and entry not in entries[:i]:
+            yield f"seeds: {shown(entry)} holds {min(twice)} a second time; allowed: each seed once"
+        seen |= seeds
+    if len(seen) > SEEDS:
+        yield f"seeds: {len(seen):,} are not allowed; allowed: at most {SEEDS:,}"
+
+
+def network_faults(content: dict, folder: Path) -> Iterator[str]:
+    """Networks that nobody has, and files of the study's own that are not there or not in order."""
+    own, files = content.get("own", NOTHING_OWN), []
+    if isinstance(own, str) and own != NOTHING_OWN:
+        if not (folder / own).is_dir():
+            yield f"own: {own!r} is no folder; allowed: a folder beside this file, or {NOTHING_OWN} for none"
+        files = sorted((folder / own).glob("*.py"))
+    try:
+        known = models.names(own=files)
+    except UserError as error:
+        yield f"own: {error}"
+        return
+    for key in ("models", "teacher_models"):
         for i, name in enumerate(names_in(content, key)):
-            if name not in methods.names():
-                yield f"{key}[{i}]: {name!r} is no method; {nearest(name, methods.names())}"
+            if name not in known and not name.startswith(models.TIMM):
+                yield f"{key}[{i}]: {name!r} is no network; {nearest(name, known)}, {models.TIMM}NAME"
+    for name in names_in(content, "teacher_models"):
+        if name in names_in(content, "models"):
+            yield f"teacher_models: {name!r} stands under models too; allowed: one of both"
+
+
+def weight_faults(content: dict, folder: Path) -> Iterator[str]:
+    """Trained weights from elsewhere that are not there, or of no network of the study."""
+    listed = [name for key in ("models", "teacher_models") for name in names_in(content, key)]
+    weights = content.get("weights")
+    for name, given in weights.items() if isinstance(weights, dict) else ():
+        if name not in listed:
+            yield f"weights.{name}: no network of this study; {nearest(str(name), listed)}"
+        if not isinstance(given, dict):
+            continue
+        if given.get("use") == "teacher" and name not in names_in(content, "teacher_models"):
+            yield f'weights.{name}.use: "teacher" is not allowed; allowed: start, or a network of teacher_models'
+        file = given.get("file")
+        if isinstance(file, str) and not (folder / file).is_file():
+            yield f"weights.{name}.file: {file!r} is not there; allowed: a safetensors file, seen from this file"
+
+
+def method_of(content: dict, name: str) -> str:
+    """The method of a variant, in a raw file: the variant's, if one of this name is declared, else its own name."""
+    variants = content.get("variants")
+    declared = variants.get(name) if isinstance(variants, dict) else None
+    method = declared.get("method") if isinstance(declared, dict) else name
+    return method if isinstance(method, str) else ""
+
+
+def variant_faults(content: dict) -> Iterator[str]:
+    """Variants that are no method's, that nothing lists, or that stand under the wrong list."""
+    everywhere = [(key, name) for key in LISTS for name in names_in(content, key)]
+    variants = content.get("variants")
+    declared = [str(name) for name in variants] if isinstance(variants, dict) else []
+    for name in declared:
+        if name in methods.names() and method_of(content, name) != name:
+            yield f"variants.{name}: the name of another method; allowed: a name that no method has"
+        if (method := method_of(content, name)) and method not in methods.names():
+            yield f"variants.{name}.method: {method!r} is no method; {nearest(method, methods.names())}"
+        if name not in [listed for _, listed in everywhere]:
+            yield f"variants.{name}: stands in none of {', '.join(LISTS)}; list it there, or take it out"
+    for key in LISTS:
+        for i, name in enumerate(names_in(content, key)):
+            method = method_of(content, name)
+            if method not in methods.names():
+                if name not in declared:
+                    yield f"{key}[{i}]: {name!r} is no method; {nearest(name, [*methods.names(), *declared])}"
                 continue
-            needs_teacher = "teacher" in methods.about(name)["needs"]
+            needs_teacher = "teacher" in methods.about(method)["needs"]
             if needs_teacher and key == "methods":
                 yield f"methods[{i}]: {name!r} learns from a trained teacher; list it under students or taught"
             if not needs_teacher and key != "methods":
                 yield f"{key}[{i}]: {name!r} needs no trained teacher; list it under methods"
+
+
+def list_faults(content: dict) -> Iterator[str]:
+    """Variants in two lists, teachers without students, and a teacher or control that is not there."""
+    listed = names_in(content, "methods")
+    everywhere = [(key, name) for key in LISTS for name in names_in(content, key)]
     for i, (key, name) in enumerate(everywhere):
         for other, same in everywhere[:i]:
             if same == name and other != key:
@@ -418,37 +361,69 @@ def method_faults(content: dict) -> Iterator[str]:
 
 
 def hyper_faults(content: dict) -> Iterator[str]:
-    hyper = content.get("hyper")
+    hyper, variants = content.get("hyper"), content.get("variants")
     if not isinstance(hyper, dict):
         return
-    for name in (name for key in ("methods", "students", "taught") for name in names_in(content, key)):
-        if name not in hyper and name in methods.names():
-            yield f"hyper.{name}: missing; write `{name}: {{}}` for the method's defaults"
+    used = dict.fromkeys(method_of(content, name) for key in LISTS for name in names_in(content, key))
+    for method in used:
+        if method not in hyper and method in methods.names():
+            yield f"hyper.{method}: missing; write `{method}: {{}}` for the method's defaults"
     for name, values in hyper.items():
         if name not in methods.names():
             yield f"hyper.{name}: no such method; {nearest(str(name), methods.names())}"
+        else:
+            yield from value_faults(f"hyper.{name}", name, values)
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        method = method_of(content, name)
+        if isinstance(variant, dict) and method in methods.names():
+            yield from value_faults(f"variants.{name}.hyper", method, variant.get("hyper"))
+
+
+def value_faults(place: str, method: str, values: Any) -> Iterator[str]:
+    """Hyper-parameters that a method does not have, or not with these values."""
+    known = methods.about(method)["hyper"]
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if key not in known:
+            yield f"{place}.{key}: unknown key; {nearest(str(key), list(known))}"
+        elif expected := refused(value, known[key]):
+            yield f"{place}.{key}: {shown(value)} is not allowed; allowed: {expected}"
+
+
+# Keys of a recipe that say where and how a run is computed, not what is trained: no variant has its own, and by
+# these alone may an imported run differ from the study.
+COMPUTING = frozenset(
+    {
+        "device",
+        "threads",
+        "determinism",
+        "precision",
+        "channels_last",
+        "compile",
+        "cuda_graphs",
+        "processes",
+        "workers",
+    }
+)
+
+
+def all_recipe_faults(content: dict) -> Iterator[str]:
+    """Of the study's recipe, and of each variant's."""
+    yield from recipe_faults(content)
+    recipe, variants = content.get("recipe"), content.get("variants")
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        own = variant.get("recipe") if isinstance(variant, dict) else None
+        if not isinstance(own, dict) or not isinstance(recipe, dict):
             continue
-        known = methods.about(name)["hyper"]
-        for key, value in values.items() if isinstance(values, dict) else ():
-            if key not in known:
-                yield f"hyper.{name}.{key}: unknown key; {nearest(str(key), list(known))}"
-            elif expected := refused(value, known[key]):
-                yield f"hyper.{name}.{key}: {shown(value)} is not allowed; allowed: {expected}"
-
-
-def refused(value: Any, spec: dict) -> str | None:
-    """What is allowed for a hyper-parameter, if `value` is not."""
-    default = spec["default"]
-    if "choices" in spec:
-        return None if value in spec["choices"] else f"one of {', '.join(map(str, spec['choices']))}"
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    whole = isinstance(default, int)
-    low, high = spec["allowed"]
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if fits and low <= value <= high:
-        return None
-    return f"a {'whole number' if whole else 'number'} from {low:g} to {high:g}"
+        place = f"variants.{name}.recipe"
+        for key in sorted(set(own) & COMPUTING):
+            yield f"{place}.{key}: not a variant's to say; set it under recipe, for all"
+        _, faults = validate(Recipe, {**recipe, **own})
+        inherited = set(validate(Recipe, recipe)[1])
+        yield from (f"{place}.{fault}" for fault in faults if fault not in inherited)
+        inherited = set(recipe_faults({"recipe": recipe}))
+        for fault in recipe_faults({"recipe": {**recipe, **own}}):
+            if fault not in inherited:
+                yield f"variants.{name}.{fault}"
 
 
 def recipe_faults(content: dict) -> Iterator[str]:
@@ -466,6 +441,14 @@ def recipe_faults(content: dict) -> Iterator[str]:
     epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
     if type(epochs) is int and type(warmup) is int and 0 < epochs <= warmup:
         yield f"recipe.warmup_epochs: {warmup} is not allowed; allowed: fewer than recipe.epochs ({epochs})"
+    kept = recipe.get("keep_epochs")
+    whole = isinstance(kept, list) and all(type(epoch) is int for epoch in kept)
+    if whole and any(a >= b for a, b in itertools.pairwise(kept)):
+        yield f"recipe.keep_epochs: {shown(kept)} is not allowed; allowed: rising epochs"
+    if whole and kept and type(recipe.get("epochs")) is int and kept[-1] > recipe["epochs"]:
+        yield f"recipe.keep_epochs: {kept[-1]} is not allowed; allowed: 1 to recipe.epochs ({recipe['epochs']})"
+    if recipe.get("optimiser") == "adamw" and recipe.get("nesterov") is True:
+        yield "recipe.nesterov: true has no effect with optimiser adamw; allowed: false"
     if recipe.get("nesterov") is True and recipe.get("momentum") in (0, 0.0):
         yield "recipe.nesterov: true is not allowed without momentum; allowed: false, or a momentum above 0"
     yield from computing_faults(recipe)
@@ -514,7 +497,12 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     for i, name in enumerate(names_in(content, "robustness")):
         if name not in of_it:
             yield f"robustness[{i}]: {name!r} does not test networks of {dataset}; {nearest(name, of_it)}"
-    size = entry.split.train
+    sizes = [content.get(key) for key in ("training_images", "validation_images")]
+    if content.get("split") in ("per_seed", "fixed") and all(size is None or type(size) is int for size in sizes):
+        yield from split_faults(entry, content["split"], *sizes)
+    size = sizes[0] if type(sizes[0]) is int else entry.split.train
+    if size is None:
+        return
     recipe = content.get("recipe")
     batch = recipe.get("batch_size") if isinstance(recipe, dict) else None
     if type(batch) is int and batch > size:

@@ -1,7 +1,10 @@
 """The stages that dvc.yaml declares, for a scheduler: what each needs, makes, and whether it is stale."""
 
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from selfdistill.config import read_study
+from selfdistill.config import read_study, seeds_of
 from selfdistill.reporting.records import prune
 
 MARKERS = Path(".work/stale")
@@ -41,14 +44,15 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
     """The stages that the study in `folder` needs; the working folder is the repository's top.
 
     The params.yaml is validated first (ConfigError).  With `mark`, results of cells that it no longer
-    lists are removed, and DVC is asked what is stale; without, nothing is stale.
+    lists are removed, the stage `check` is run, which says what every other rests on, and DVC is asked what is
+    stale; without, nothing is stale.
     """
     study = read_study(folder / "params.yaml")
     if folder != Path("."):  # hidden from DVC until it is run, see .dvcignore
         (folder / ".dvcignore").write_text("!dvc.yaml\n")
     if mark:
         prune(study, folder / study.results)
-    with Repo(".") as repo:
+    with checked(folder, mark) as repo:
         graph = repo.index.graph  # an edge points from a stage to one that it needs
         own = [s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml"]
         below = {dep for stage in own for dep in networkx.descendants(graph, stage)}
@@ -69,24 +73,50 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
                 outs=tuple(relative(out) for out in stage.outs),
                 marker=str(marker(stage)),
                 own=stage in own,
-                trains=(stage.meta or {}).get("each") == "process",
-                **needs(stage.meta or {}, study.recipe),
+                trains="seed" in (stage.meta or {}).get("each", ()),
+                **needs(stage.meta or {}, study.recipe, seeds_in(stage)),
             )
             for stage in needed
         ]
 
 
-def needs(meta: dict, recipe) -> dict:
-    """Threads and resources that a stage's `meta` and the study's recipe ask for."""
-    processes = recipe.processes if meta.get("each") == "process" else 1
+@contextmanager
+def checked(folder: Path, mark: bool) -> Iterator[Repo]:
+    """DVC's view of the repository; with `mark` after the study's first stage, `check`, was run if it was stale:
+    what the other stages rest on is then up to date."""
+    with Repo(".") as repo:
+        (check,) = (s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml" and s.name == "check")
+        with repo.lock:
+            stale = mark and check.status()
+        if not stale:
+            yield repo
+            return
+        with redirect_stdout(sys.stderr):
+            repo.reproduce(check.addressing, single_item=True)
+    with Repo(".") as repo:  # the first one has read the old lock
+        yield repo
+
+
+def needs(meta: dict, recipe, seeds: int = 1) -> dict:
+    """Threads and resources that a stage's `meta` and the study's recipe ask for; seeds: of its block."""
+    each = meta.get("each", ())
+    processes = recipe.processes if "process" in each else 1
     return {
         "threads": meta.get("threads", 1) * recipe.threads * processes,
         "resources": {
             "mem_mb": meta.get("mem_mb", 1000) * processes,
-            "runtime": meta.get("runtime", 10),
+            "runtime": meta.get("runtime", 10) * (seeds if "seed" in each else 1),
             "gpu": meta.get("gpu", 0) * processes if recipe.device != "cpu" else 0,
         },
     }
+
+
+def seeds_in(stage) -> int:
+    """How many seeds a training stage trains: its output is named by their block."""
+    if "seed" not in (stage.meta or {}).get("each", ()):
+        return 1
+    name = Path(stage.outs[0].def_path).name
+    return len(seeds_of(name if "-" in name else int(name)))
 
 
 def relative(file) -> str:

@@ -13,8 +13,12 @@ from pathlib import Path
 import yaml
 
 from selfdistill import methods, models
-from selfdistill.config import ConfigError, DataEntry, Study, read_catalogue, read_study
+from selfdistill.config import Study, read_study
+from selfdistill.data.catalogue import DataEntry, read_catalogue
+from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
+from selfdistill.schema import ConfigError
+from selfdistill.stages.finished import locked_outputs
 
 # C, H, W of what readers of arrays give; readers of image files are told by the catalogue
 SHAPES = {"digits": (1, 8, 8), "idx": (1, 28, 28), "cifar": (3, 32, 32), "cifar10": (3, 32, 32)}
@@ -27,7 +31,7 @@ CPU_TFLOPS, GPU_TFLOPS = 0.031, 100.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # no dot: DVC takes one in a key for a step downwards
 
 
-class StudyError(Exception):
+class StudyError(UserError):
     """A study that is not there or cannot be made; the message says why and what is allowed."""
 
 
@@ -58,7 +62,7 @@ def listing(root: Path) -> list[dict]:
             rows.append({"name": name, "fault": str(error).splitlines()[0]})
             continue
         row = {"name": name, "dataset": study.dataset, "models": [*study.models, *study.teacher_models]}
-        row |= {"methods": study.all_methods, "seeds": len(study.seeds), "cells": len(study.cells())}
+        row |= {"methods": study.all_variants, "seeds": len(study.seeds), "cells": len(study.cells())}
         rows.append({**row, "purpose": purpose(params)})
     return rows
 
@@ -90,7 +94,7 @@ def image_shape(root: Path, name: str, entry: DataEntry) -> tuple[tuple[int, int
     return shape, len(entry.classes) if entry.classes else None
 
 
-def size_of(model: str, shape: tuple[int, int, int], classes: int) -> Size:
+def size_of(model: str, shape: tuple[int, int, int], classes: int, own: list[Path]) -> Size:
     """Counted on torch's meta device, which computes shapes and no numbers."""
     import torch
 
@@ -100,22 +104,22 @@ def size_of(model: str, shape: tuple[int, int, int], classes: int) -> Size:
     for exits in (False, True):
         form = {"channels": shape[0], "classes": classes, "size": shape[1:], "exits": exits, "seed": 0}
         with torch.device("meta"):
-            network = models.build(model, **form)
+            network = models.build(model, **form, own=own)
             _, macs = inference_macs(network, shape)
         found += [sum(p.numel() for p in network.parameters()), macs]
     return Size(*found)
 
 
-def training_passes(study: Study, method: str, share: float) -> float:
-    """Training operations of a method, relative to plain training of the same network, its teacher's left out.
+def training_passes(study: Study, variant: str, share: float) -> float:
+    """Training operations of a variant, relative to plain training of the same network, its teacher's left out.
 
     The factors are those of `selfdistill methods`, counted on the default network, which hold a twin's training
     (1) and its forward pass (1/3).  share: the teacher's multiply-adds relative to the student's.
     """
-    cost = methods.about(method)["cost"]
-    if "teacher" not in methods.about(method)["needs"]:
-        return cost
-    return cost - 1 - 1 / 3 + (share if method in study.taught else 1) / 3
+    about = methods.about(study.variant(variant).method)
+    if "teacher" not in about["needs"]:
+        return about["cost"]
+    return about["cost"] - 1 - 1 / 3 + (share if variant in study.taught else 1) / 3
 
 
 def estimate(root: Path, study: Study, tflops: float | None) -> dict:
@@ -128,15 +132,19 @@ def estimate(root: Path, study: Study, tflops: float | None) -> dict:
     entry = read_catalogue(root / "data" / "params.yaml").datasets[study.dataset]
     shape, classes = image_shape(root, study.dataset, entry)
     known = classes or CLASSES
-    sizes = {model: size_of(model, shape, known) for model in (*study.models, *study.teacher_models)}
+    sizes = {
+        model: size_of(model, shape, known, study.own_networks) for model in (*study.models, *study.teacher_models)
+    }
     teacher = sizes[study.teacher_models[0]].macs if study.teacher_models else 0
-    test = (entry.images or {}).get("test") or max((entry.images or {}).get("all", 0) - trained_on(entry), 0)
+    trained = study.training_images or entry.split.train
+    test = entry.split.test or (entry.images or {}).get("test", 0)
     flops = {model: 0.0 for model in sizes}
     stored = 0
-    for model, method, _ in study.cells():
-        size, exits = sizes[model], "exits" in methods.about(method)["needs"]
-        passes = training_passes(study, method, teacher / size.macs)
-        flops[model] += 6 * size.macs * entry.split.train * study.recipe.epochs * passes
+    for model, variant, _ in study.cells():
+        resolved = study.variant(variant)
+        size, exits = sizes[model], "exits" in methods.about(resolved.method)["needs"]
+        passes = training_passes(study, variant, teacher / size.macs)
+        flops[model] += 6 * size.macs * trained * resolved.recipe.epochs * passes
         # sections are four at most; logits of one exit where there is but one
         stored += 8 * (size.parameters_with_exits if exits else size.parameters)
         stored += 8 * test * known * (4 if exits else 1)
@@ -144,7 +152,7 @@ def estimate(root: Path, study: Study, tflops: float | None) -> dict:
     return {
         "shape": shape,
         "classes": classes,
-        "train_images": entry.split.train,
+        "train_images": trained,
         "sizes": sizes,
         "flops": flops,
         "tflops": rate,
@@ -153,31 +161,20 @@ def estimate(root: Path, study: Study, tflops: float | None) -> dict:
     }
 
 
-def trained_on(entry: DataEntry) -> int:
-    return entry.split.train + entry.split.validation
-
-
 def has_run(folder: Path, study: Study) -> dict[str, int]:
     """How many cells have a record of this checkout, an imported one, weights in place, weights in DVC's cache."""
-    results, counts = folder / "results", dict.fromkeys(("local", "imported", "weights", "cached"), 0)
+    counts = dict.fromkeys(("local", "imported", "weights", "cached"), 0)
     lock = folder / "dvc.lock"
-    outs = locked(lock) if lock.is_file() else {}
+    outs = locked_outputs(lock) if lock.is_file() else {}
     cache = folder / study.root / ".dvc" / "cache" / "files" / "md5"
-    for model, method, seed in study.cells():
-        cell = f"{model}/{method}/{seed}"
-        counts["local"] += (results / "records" / f"{cell}.json").is_file()
-        counts["imported"] += (results / "records" / "imported" / f"{cell}.json").is_file()
-        counts["weights"] += (results / "runs" / cell / "run.json").is_file()
-        md5 = outs.get(f"results/runs/{cell}")
+    for cell in study.cells():
+        run = study.run_folder(*cell)
+        counts["local"] += (folder / study.record_file(*cell)).is_file()
+        counts["imported"] += (folder / study.imported_file(*cell)).is_file()
+        counts["weights"] += (folder / run / "run.json").is_file()
+        md5 = outs.get(run.as_posix()) or outs.get(run.parent.as_posix())
         counts["cached"] += bool(md5) and (cache / md5[:2] / md5[2:]).is_file()
     return counts
-
-
-def locked(lock: Path) -> dict[str, str]:
-    """The hash of every output that a dvc.lock names."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 9,000 lines: 0.3 s, 4 s in Python
-    stages = (yaml.load(lock.read_text(), loader) or {}).get("stages", {})
-    return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", [])}
 
 
 # ---- a new study ----
@@ -189,7 +186,11 @@ TEMPLATE = """\
 # A larger network, more epochs and a GPU (device: auto, determinism: seeded) are likely to do better; this
 # begins small, so that the whole of it can be seen soon. Nothing here was tuned.
 root: ../..             # the repository, seen from this file
+own: params.yaml        # or a folder with network files and weights of your own
 dataset: {dataset}
+split: {split}         # every seed draws its own training and validation images; or fixed, one draw for all
+training_images: {train}
+validation_images: {validation}
 models:                 # also timm:NAME, any network of timm
   - {model}
 methods:                # `selfdistill methods` lists what there is
@@ -200,12 +201,11 @@ students: []            # methods that learn from a trained network: the teacher
 teacher_models: []      # a larger network that teaches `taught`
 taught: []
 robustness: []          # test sets of other images, such as corrupted ones
+variants: {{}}            # a method a second time, under other values
 teacher: plain
 control: plain          # what every method is compared with, seed by seed
-seeds:
-  - 0
-  - 1
-  - 2
+seeds:                  # a block of seeds is trained by one stage; write a number for a stage of its own
+  - 0-2
 selection: last
 recipe:
   epochs: 30
@@ -244,7 +244,7 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     and leaves everything as it was, for a name that is taken or has other signs, and for a folder that
     `describe_folder` refuses.
     """
-    from selfdistill.data.folder import describe_folder
+    from selfdistill.data.describe import described
 
     if not NAME.fullmatch(name):
         raise StudyError(f"{name!r} is no name for a study; allowed: letters, digits, - and _")
@@ -256,16 +256,20 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     if name in taken and taken[name].reader != "folder":
         raise other
     try:
-        entry = describe_folder(data, size=size, seed=seed)
+        entry, images = described(data, size=size, seed=seed)
     except (OSError, ValueError) as error:
         raise StudyError(str(error)) from None
     if name in taken and taken[name] != DataEntry.model_validate(entry):
         raise other
-    train, side = entry["split"]["train"], min(entry["image"]["size"])
+    side, fixed = min(entry["image"]["size"]), "train" in entry["split"]
+    train = entry["split"]["train"] if fixed else round(0.75 * images)
     text = TEMPLATE.format(
         title=on_one_line(entry["title"]),
         folder=on_one_line(str(data.resolve())),
         name=name,
+        split="fixed   " if fixed else "per_seed",
+        train="null" if fixed else train,
+        validation="null" if fixed else images - train,
         dataset=yaml.safe_dump(name).splitlines()[0],  # quoted where it would be a number or a truth
         model="resnet10-slim",
         batch=batch_size(train),

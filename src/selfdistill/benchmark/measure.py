@@ -12,8 +12,8 @@ import torch
 
 from selfdistill.benchmark import loops
 from selfdistill.files import write_atomically
+from selfdistill.stages.host import hardware
 from selfdistill.training import determinism
-from selfdistill.training.host import hardware
 
 # Each switch of a recipe that is there for speed, against the recipe without it.
 SWITCHES = {

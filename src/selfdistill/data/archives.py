@@ -16,7 +16,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, NoReturn, cast
+
+from selfdistill.errors import UserError
 
 TAR, GZIPPED_TAR, ZIP = (".tar",), (".tar.gz", ".tgz"), (".zip",)
 KNOWN = TAR + GZIPPED_TAR + ZIP
@@ -44,7 +46,7 @@ DAMAGED = (
 )
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError, ValueError):
     """An archive that is damaged, or that no honest publisher would make."""
 
 
@@ -77,7 +79,7 @@ class Once:
         return name
 
 
-def members(path: Path, most: int | None = None) -> Iterator[tuple[str, int, BinaryIO]]:
+def members(path: Path, most: int | None = None) -> Iterator[tuple[str, int, IO[bytes]]]:
     """(name, bytes, content) of every file of an archive, in its order; read a content before going on.
 
     most: bytes that the whole may unpack to; RATIO times its own size if None.  Raises ArchiveError, at
@@ -92,17 +94,19 @@ def members(path: Path, most: int | None = None) -> Iterator[tuple[str, int, Bin
         raise ArchiveError(str(error) or type(error).__name__) from None
 
 
-def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, BinaryIO]]:
+def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, IO[bytes]]]:
     with ExitStack() as stack:
-        content = stack.enter_context(open(path, "rb"))
+        content: BinaryIO | gzip.GzipFile = stack.enter_context(open(path, "rb"))
         if path.name.endswith(GZIPPED_TAR):
-            content = stack.enter_context(gzip.open(content))
-        tar = stack.enter_context(tarfile.open(fileobj=Bounded(content, most), mode="r|", tarinfo=Member))
+            content = stack.enter_context(gzip.open(path))
+        stream = cast("IO[bytes]", Bounded(content, most))  # of which tarfile reads, and nothing else
+        tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=Member))
         once = Once()
         for member in tar:
             name = regular(member)
-            if name is not None:
-                yield once(name), member.size, tar.extractfile(member)
+            held = tar.extractfile(member) if name is not None else None
+            if name is not None and held is not None:
+                yield once(name), member.size, held
 
 
 class Member(tarfile.TarInfo):
@@ -119,7 +123,7 @@ class Member(tarfile.TarInfo):
     )
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "Member":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
         member = super().frombuf(buf, encoding, errors)
         if member.type in cls.EXTENDING and member.size > HEADER:
             raise ArchiveError(f"a header of {member.size:,} bytes; allowed: {HEADER:,}")
@@ -136,7 +140,7 @@ class Member(tarfile.TarInfo):
             raise ArchiveError(f"{self.name[:80]!a} has {self.size:,} bytes")
         return self
 
-    def _proc_sparse(self, *_) -> None:
+    def _proc_sparse(self, *_: object) -> NoReturn:
         raise ArchiveError(f"{self.name[:80]!a} is a device or another special file")
 
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_sparse
@@ -153,7 +157,7 @@ def regular(member: tarfile.TarInfo) -> str | None:
     return name
 
 
-def zip_members(path: Path, most: int) -> Iterator[tuple[str, int, BinaryIO]]:
+def zip_members(path: Path, most: int) -> Iterator[tuple[str, int, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for name, member in zip_index(archive, most).items():
             with archive.open(member) as content:  # which ends at the declared size, and checks the CRC there
@@ -214,7 +218,7 @@ def tar_index(file: BinaryIO, end: int | None = None) -> dict[str, tuple[int, in
                 name = regular(member)
                 if name is not None:
                     found[once(name)] = member.offset_data, member.size
-                tar.members.clear()  # else 1,000,000 headers would stay in memory
+                tar.members.clear()  # type: ignore[attr-defined]  # else 1,000,000 headers would stay in memory
     except ArchiveError:
         raise
     except DAMAGED as error:
@@ -226,7 +230,7 @@ class Bounded:
     """A stream that refuses to give more than `limit` bytes, or to be read at its end: a header of a
     hostile archive may claim any size, and tarfile would go through so many bytes, or wait for them."""
 
-    def __init__(self, stream: BinaryIO, limit: int) -> None:
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self.stream, self.limit, self.left = stream, limit, limit
 
     def read(self, size: int) -> bytes:

@@ -4,19 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from selfdistill.data.cifar import load
+from selfdistill.data.pickles import read_batch, read_names
 
 
 def read(raw: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{"train": …, "test": …}, each (images uint8 N x 3 x 32 x 32, labels int64 N); batch after batch."""
-    batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-    published = {}
-    for split, names in batches.items():
-        contents = [load(raw / name) for name in names]
-        images = np.concatenate([content[b"data"] for content in contents]).reshape(-1, 3, 32, 32)
-        published[split] = images, np.concatenate([np.array(content[b"labels"], np.int64) for content in contents])
-    return published
+    batches = [read_batch(raw / f"data_batch_{i}", b"labels") for i in range(1, 6)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return {"train": (images, labels), "test": read_batch(raw / "test_batch", b"labels")}
 
 
 def classes(raw: Path) -> list[str]:
-    return [name.decode() for name in load(raw / "batches.meta")[b"label_names"]]
+    """The names of the labels, in their order."""
+    return read_names(raw / "batches.meta", b"label_names")

@@ -4,15 +4,20 @@ corrupted in 19 ways at 5 severities each."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from selfdistill.data import archives
+from selfdistill.data.reading import DataError, labelled
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from selfdistill.data.catalogue import DataEntry
 
 SEVERITIES = 5
 
 
-def tests(raw: Path, entry) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def tests(raw: Path, entry: "DataEntry") -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """(name, {images uint8 N x 3 x 32 x 32, labels int64 N, indices int64 N}) of each test set; those of a tar
     are named by their corruption, and have the severity of each image, int64 N from 1 to 5."""
     if len(entry.files) == 1:
@@ -20,7 +25,8 @@ def tests(raw: Path, entry) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     else:
         images, labels = (raw / file.name for file in entry.files)
         with open(images, "rb") as a, open(labels, "rb") as b:
-            yield "test", tensors(array(a, images.name), array(b, labels.name), images.name)
+            sizes = images.stat().st_size, labels.stat().st_size
+            yield "test", tensors(array(a, sizes[0], str(images)), array(b, sizes[1], str(labels)), str(images))
 
 
 def corrupted(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -28,42 +34,39 @@ def corrupted(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     with open(path, "rb") as file:
         found = {name.rpartition("/")[2]: place for name, place in archives.tar_index(file).items()}
         if "labels.npy" not in found:
-            raise ValueError(f"{path}: no labels.npy in it; fetch it again")
-        labels = member(file, found.pop("labels.npy"), "labels.npy")
+            raise DataError(f"{path}: no labels.npy in it; fetch it again")
+        labels = member(file, found.pop("labels.npy"), f"{path}: labels.npy")
         for name in sorted(found):
             if name.endswith(".npy"):
-                images = member(file, found[name], name)
-                made = tensors(images, labels, name)
+                images = member(file, found[name], f"{path}: {name}")
+                made = tensors(images, labels, f"{path}: {name}")
                 count, rest = divmod(len(images), SEVERITIES)
                 if rest:
-                    raise ValueError(f"{path}: {name} has {len(images)} images; allowed: a multiple of {SEVERITIES}")
+                    raise DataError(f"{path}: {name} has {len(images)} images; allowed: a multiple of {SEVERITIES}")
                 made["severity"] = np.repeat(np.arange(1, SEVERITIES + 1), count)
                 yield name.removesuffix(".npy"), made
 
 
-def member(file, place: tuple[int, int], name: str) -> np.ndarray:
+def member(file: BinaryIO, place: tuple[int, int], name: str) -> np.ndarray:
     first, size = place
     file.seek(first)
-    content = array(file, name)
-    if file.tell() > first + size:
-        raise ValueError(f"{name} says that it is longer than it is")
+    return array(file, first + size, name)
+
+
+def array(file: BinaryIO, end: int, name: str) -> np.ndarray:
+    """One .npy, which ends at byte `end` of the file; none of Python objects, which are pickles."""
+    try:
+        content = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # of many kinds: its header is a text of Python
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise DataError(f"{name}: not the published array ({reason}); fetch it again") from None
+    if file.tell() != end:
+        raise DataError(f"{name}: {content.shape} numbers in its header, more or fewer in the file; fetch it again")
     return content
 
 
-def array(file, name: str) -> np.ndarray:
-    """One .npy; none of Python objects, which are pickles."""
-    try:
-        return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{name}: not the published array ({error}); fetch it again") from None
-
-
 def tensors(images: np.ndarray, labels: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != (len(images),):
-        found = f"{images.dtype} {images.shape} and {labels.shape}"
-        raise ValueError(f"{name}: {found}; allowed: uint8 N x 32 x 32 x 3 and labels N")
-    return {
-        "images": images.transpose(0, 3, 1, 2),
-        "labels": labels.astype(np.int64),
-        "indices": np.arange(len(labels)),
-    }
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        raise DataError(f"{name}: images {images.dtype} {images.shape}; allowed: uint8 N x 32 x 32 x 3")
+    images, labels = labelled(name, images.transpose(0, 3, 1, 2), labels)
+    return {"images": images, "labels": labels, "indices": np.arange(len(labels))}

@@ -18,17 +18,25 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from selfdistill.data import archives
+from selfdistill.data.mirror import MIRROR, FetchError, in_mirror, mirror_folder, tails
 from selfdistill.files import sha256_of, write_atomically
 
-MIRROR = "SELFDISTILL_MIRROR"
+if TYPE_CHECKING:  # pydantic is not needed here, and requests by downloads alone
+    import requests
+
+    from selfdistill.data.catalogue import DataEntry, Member, SourceFile
+
+    Seen = tuple[SourceFile | Member, "Found"]  # a file, and what it is
+T = TypeVar("T")
 OFFLINE = "SELFDISTILL_OFFLINE"
 TRIES = 5  # that bring nothing, one after the other, before a source is given up
 PAUSE = 1.0  # seconds before the second try, twice as long before each that follows
@@ -38,16 +46,18 @@ CHUNK = 2**16  # a broken connection loses as much at most
 RESERVE = 2**30  # bytes of the disk that a download of which nobody knows the size leaves to everything else
 
 
-class FetchError(Exception):
-    """A file cannot be had, or is not the published one; the message says what to do."""
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class BrokenOffError(Exception):
     """A download that may succeed when it is tried again."""
 
 
-def fetch(name: str, entry, raw: Path) -> None:
-    """Put the verified files of `selfdistill.config.DataEntry` into `raw`/`name`; of several processes one
+def fetch(name: str, entry: "DataEntry", raw: Path) -> None:
+    """Put the verified files of `selfdistill.data.catalogue.DataEntry` into `raw`/`name`; of several processes one
     does so, and the others wait for it."""
     with alone(raw.parent / f".{name}.fetching", name):
         place = Place(name, entry, raw)
@@ -89,7 +99,7 @@ class Found:
 class Place:
     """Where the files of one data set go, and what is known of those whose hash the catalogue lacks."""
 
-    def __init__(self, name: str, entry, raw: Path) -> None:
+    def __init__(self, name: str, entry: "DataEntry", raw: Path) -> None:
         self.name, self.entry = name, entry
         self.folder, self.partial = raw / name, raw / f"{name}.partial"
         self.pin_file = raw.parent / "pins" / f"{name}.json"
@@ -98,7 +108,7 @@ class Place:
         except ValueError:
             raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git") from None
 
-    def sha256(self, file) -> str | None:
+    def sha256(self, file: "SourceFile | Member") -> str | None:
         """Of a SourceFile or Member: the catalogue's, or the pinned one."""
         return file.sha256 or self.pins.get(file.name, {}).get("sha256")
 
@@ -106,7 +116,7 @@ class Place:
         self.partial.mkdir(parents=True, exist_ok=True)
         return self.partial / target
 
-    def fault(self, path: Path, found: Found, file) -> str | None:
+    def fault(self, path: Path, found: Found, file: "SourceFile | Member") -> str | None:
         """Why this is not the published file."""
         sha256 = self.sha256(file)
         pinned = "" if file.sha256 else f" (pinned in {self.pin_file})"
@@ -124,7 +134,7 @@ class Place:
             return f"a web page and not the file; {fault}"
         return fault
 
-    def pin(self, found: list[tuple]) -> None:
+    def pin(self, found: "list[Seen]") -> None:
         """Keep what the first fetched files are, [(SourceFile or Member, Found)], and say so."""
         new = [(file, f) for file, f in found if self.sha256(file) is None]
         if not new:
@@ -149,15 +159,15 @@ class Place:
 # ---- one file ----
 
 
-def fetch_file(place: Place, file) -> None:
+def fetch_file(place: Place, file: "SourceFile") -> None:
     """Bring one SourceFile, or its wanted members, unless they are there."""
-    wanted = file.unpacked or [file]
+    wanted: Sequence[SourceFile | Member] = file.unpacked or [file]
     if file.in_place:
         note_in_place(place, file)
         return
     if all(is_there(place.folder / w.target, place.sha256(w)) for w in wanted):
         return
-    found = unpacked(place, file) if file.unpacked else [(file, whole(place, file))]
+    found: list[Seen] = unpacked(place, file) if file.unpacked else [(file, whole(place, file))]
     place.pin(found)
     place.folder.mkdir(parents=True, exist_ok=True)
     for w in wanted:
@@ -165,7 +175,7 @@ def fetch_file(place: Place, file) -> None:
     place.staged(download_name(file)).unlink(missing_ok=True)
 
 
-def note_in_place(place: Place, file) -> None:
+def note_in_place(place: Place, file: "SourceFile") -> None:
     """Verify a file that stays in the mirror, and leave a note of it: a copy of ImageNet would be 147 GB, and
     DVC's cache would make another."""
     note = place.folder / f"{file.name}.json"
@@ -180,25 +190,11 @@ def note_in_place(place: Place, file) -> None:
     write_atomically(note, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def in_place(raw: Path, name: str) -> Path:
-    """Where a file lies that was noted in `raw`, a data set's folder, and verified; it is verified again."""
-    note = raw / f"{name}.json"
-    if not note.is_file():
-        raise ValueError(f"{note}: not there; fetch the data set first")
-    sha256 = json.loads(note.read_text())["sha256"]
-    path = in_mirror(raw.name, name)
-    if path is None:
-        raise ValueError(f"{name} stays where you put it, and is not there; name its folder in {MIRROR}")
-    if (found := sha256_of(path)) != sha256:
-        raise ValueError(f"{path}: SHA-256 {found}, expected {sha256} as when it was fetched; fetch the data set again")
-    return path
-
-
 def is_there(path: Path, sha256: str | None) -> bool:
     return sha256 is not None and path.is_file() and sha256_of(path) == sha256
 
 
-def whole(place: Place, file) -> Found:
+def whole(place: Place, file: "SourceFile") -> Found:
     """Stage a file that is kept as it is."""
     path, found = archive(place, file)
     target = place.staged(file.target)
@@ -212,25 +208,27 @@ def whole(place: Place, file) -> Found:
     return found
 
 
-def unpacked(place: Place, file) -> list[tuple]:
+def unpacked(place: Place, file: "SourceFile") -> "list[Seen]":
     """Stage the wanted members, as they lie in the mirror or from the archive: [(file or member, Found)]."""
     paths = [in_mirror(place.name, member.name, member.bytes) for member in file.unpacked]
-    found = []
-    if all(paths) and verifiable(place, file):
-        for member, path in zip(file.unpacked, paths, strict=True):
-            found.append((member, digests(path, copy=place.staged(member.target), md5=True)))
-            refuse(path, place.fault(path, found[-1][1], member))
-        return found
+    there = [path for path in paths if path is not None]
+    if len(there) == len(paths) and verifiable(place, file):
+        seen: list[Seen] = []
+        for member, path in zip(file.unpacked, there, strict=True):
+            found = digests(path, copy=place.staged(member.target), md5=True)
+            refuse(path, place.fault(path, found, member))
+            seen.append((member, found))
+        return seen
     path, whole_archive = archive(place, file)
     return [(file, whole_archive), *checked(place, file, lambda: take_out(place, file, path))]
 
 
-def verifiable(place: Place, file) -> bool:
+def verifiable(place: Place, file: "SourceFile") -> bool:
     """Whether the members of an archive can be told from others without it."""
     return all(place.sha256(member) or member.md5 for member in file.unpacked)
 
 
-def checked(place: Place, file, action):
+def checked(place: Place, file: "SourceFile", action: Callable[[], T]) -> T:
     """An action on an archive; one that is refused is told with what to do, and not kept for another try."""
     try:
         return action()
@@ -242,13 +240,14 @@ def checked(place: Place, file, action):
         ) from None
 
 
-def take_out(place: Place, file, path: Path) -> list[tuple]:
+def take_out(place: Place, file: "SourceFile", path: Path) -> "list[Seen]":
     """Stage the wanted members of an archive: regular files of exactly the declared name, size and hash."""
     wanted, found = {member.name: member for member in file.unpacked}, {}
+    contents: Iterator[tuple[str, int | None, Readable]]
     if file.name.endswith(archives.KNOWN):
-        sizes = [member.bytes for member in file.unpacked]
+        sizes = [member.bytes for member in file.unpacked if member.bytes is not None]
         # twice what is wanted leaves room for whatever else lies in a published archive
-        most = None if None in sizes else 2 * sum(sizes) + 2**20
+        most = 2 * sum(sizes) + 2**20 if len(sizes) == len(file.unpacked) else None
         contents = archives.members(path, most)
     else:
         contents = gunzipped(path, file.unpacked[0])
@@ -265,7 +264,7 @@ def take_out(place: Place, file, path: Path) -> list[tuple]:
     return [(member, found[member.name]) for member in file.unpacked]
 
 
-def gunzipped(path: Path, member) -> Iterator[tuple]:
+def gunzipped(path: Path, member: "Member") -> "Iterator[tuple[str, int | None, Limited]]":
     """The one content of a .gz; one byte more than declared is enough to refuse it."""
     most = member.bytes if member.bytes is not None else archives.RATIO * path.stat().st_size + 2**20
     with gzip.open(path) as content:
@@ -275,7 +274,7 @@ def gunzipped(path: Path, member) -> Iterator[tuple]:
 class Limited:
     """A stream of at most so many bytes."""
 
-    def __init__(self, stream, most: int) -> None:
+    def __init__(self, stream: Readable, most: int) -> None:
         self.stream, self.most, self.left = stream, most, most
 
     def read(self, size: int) -> bytes:
@@ -291,7 +290,7 @@ def digests(path: Path, copy: Path | None = None, md5: bool = False) -> Found:
         return digests_of(file, copy, md5)
 
 
-def digests_of(stream, copy: Path | None = None, md5: bool = False) -> Found:
+def digests_of(stream: Readable, copy: Path | None = None, md5: bool = False) -> Found:
     """Of a stream to its end, which is copied meanwhile."""
     size, sha256, old = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with open(copy or os.devnull, "wb") as target:
@@ -340,7 +339,7 @@ def is_page(path: Path) -> bool:
 # ---- where files come from ----
 
 
-def archive(place: Place, file) -> tuple[Path, Found]:
+def archive(place: Place, file: "SourceFile") -> tuple[Path, Found]:
     """The verified published file: in the mirror or a package, or downloaded from the first source that has it."""
     path = in_mirror(place.name, file.name)
     if path is not None:
@@ -371,68 +370,13 @@ def archive(place: Place, file) -> tuple[Path, Found]:
     )
 
 
-def verified(place: Place, path: Path, file) -> Found:
+def verified(place: Place, path: Path, file: "SourceFile") -> Found:
     found = digests(path, md5=file.md5 is not None)
     refuse(path, place.fault(path, found, file))
     return found
 
 
-def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
-    """Where the mirror folder holds a file: under its name, or under the data set's and its name.
-
-    size: of a member of an archive.  Such a one may lie under the last parts of its name too, for the folder that
-    holds it may itself be the mirror; as `train` is a name that others have, what is not of that size is another file.
-    """
-    folder = mirror_folder()
-    if folder is None:
-        return None
-    for path in (folder / relative, folder / name / relative):
-        if path.is_file():
-            return path
-        if os.path.lexists(path):  # a pipe, read, would wait for ever
-            kind = "a folder" if path.is_dir() else "no file that can be read"
-            raise FetchError(f"{path}: {kind}; put the published file {Path(relative).name} itself there")
-    for tail in tails(relative):
-        for path in (folder / tail, folder / name / tail):
-            if os.path.isfile(path) and path.stat().st_size == size:
-                return path
-    return None
-
-
-def mirror_folder() -> Path | None:
-    """The absolute folder that MIRROR names, None where it names none.
-
-    DVC runs a stage in data/, wherever the user stood who named it: a relative one that is not here is looked for
-    in the folders above, up to the repository's top.
-    """
-    named = os.environ.get(MIRROR)
-    if not named:
-        return None
-    looked = [place / named for place in here_to_top()] if not Path(named).is_absolute() else [Path(named)]
-    for folder in looked:
-        if folder.is_dir():
-            return folder
-    raise FetchError(
-        f"{MIRROR}={named}: no such folder ({' nor '.join(map(str, looked))}); it names the folder that holds the "
-        "published files"
-    )
-
-
-def here_to_top() -> list[Path]:
-    """The working folder, and those above it up to the repository's top if it lies in one."""
-    here = Path.cwd()
-    places = [here, *here.parents]
-    tops = [i for i, place in enumerate(places) if (place / "data" / "params.yaml").is_file()]
-    return places[: tops[0] + 1] if tops else [here]
-
-
-def tails(relative: str) -> list[str]:
-    """b/c and c of a/b/c."""
-    parts = relative.split("/")
-    return ["/".join(parts[i:]) for i in range(1, len(parts))]
-
-
-def not_in_mirror(place: Place, file) -> str:
+def not_in_mirror(place: Place, file: "SourceFile") -> str:
     """What was looked for in the mirror folder and is not there; nothing where none is named."""
     folder = mirror_folder()
     if folder is None:
@@ -457,7 +401,7 @@ def in_package(source: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / path
 
 
-def listed(place: Place, source: str, file) -> tuple[Path, Found]:
+def listed(place: Place, source: str, file: "SourceFile") -> tuple[Path, Found]:
     """The list of a folder's files (`selfdistill.data.folder`), in place of the files."""
     from selfdistill.data.folder import list_of
 
@@ -477,11 +421,11 @@ def listed(place: Place, source: str, file) -> tuple[Path, Found]:
     return path, found
 
 
-def download_name(file) -> str:
+def download_name(file: "SourceFile") -> str:
     return DOWNLOAD + file.name
 
 
-def downloaded(place: Place, source: str, file) -> tuple[Path, Found]:
+def downloaded(place: Place, source: str, file: "SourceFile") -> tuple[Path, Found]:
     """A verified download, from a URL, or from `file.name` under it if it ends with a slash."""
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise FetchError(f"not asked, because {OFFLINE} is set")
@@ -502,7 +446,7 @@ def downloaded(place: Place, source: str, file) -> tuple[Path, Found]:
     raise FetchError(fault)
 
 
-def download(url: str, path: Path, file, resumable: bool) -> None:
+def download(url: str, path: Path, file: "SourceFile", resumable: bool) -> None:
     """Bring `path` to its full length, from where it ends, over as many connections as bring something."""
     import requests  # here, because a mirror does without it
 
@@ -524,7 +468,7 @@ def download(url: str, path: Path, file, resumable: bool) -> None:
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def receive(session, url: str, path: Path, file) -> None:
+def receive(session: "requests.Session", url: str, path: Path, file: "SourceFile") -> None:
     """Go on with `path` in one request.  Raises BrokenOffError where another may do better, else FetchError."""
     from tqdm import tqdm
 

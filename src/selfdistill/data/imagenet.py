@@ -12,21 +12,30 @@ unpacked: an image is read from where it lies in its tar.
 import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfdistill.data import archives
-from selfdistill.data.fetch import in_place
 from selfdistill.data.images import ImageFiles
-from selfdistill.data.tiny_imagenet import unambiguous
+from selfdistill.data.mirror import in_place
+from selfdistill.data.reading import DataError, reading, unambiguous
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from selfdistill.data.catalogue import DataEntry
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 
-def image_files(raw: Path, entry) -> dict[str, ImageFiles]:
+def image_files(raw: Path, entry: "DataEntry") -> dict[str, ImageFiles]:
     train, test, devkit = (in_place(raw, file.name) for file in entry.files)
     synsets, truth = read_devkit(devkit)
     number = {wnid: i for i, (wnid, _) in enumerate(sorted(synsets.values()))}
+    unknown = [t for t in truth if t not in synsets]
+    if unknown:
+        raise DataError(
+            f"{devkit}: label {unknown[0]} of a validation image is no class of its meta.mat; fetch it again"
+        )
     return {"train": train_files(train, number), "test": test_files(test, [number[synsets[t][0]] for t in truth])}
 
 
@@ -42,7 +51,7 @@ def train_files(path: Path, number: dict[str, int]) -> ImageFiles:
         for name, (first, size) in sorted(archives.tar_index(file).items()):
             wnid = name.removesuffix(".tar")
             if wnid not in number:
-                raise ValueError(f"{path}: {name} is no class of the development kit; get both from one publisher")
+                raise DataError(f"{path}: {name} is no class of the development kit; get both from one publisher")
             file.seek(first)
             for image, place in sorted(archives.tar_index(file, end=first + size).items()):
                 names.append(f"{wnid}/{image}")
@@ -55,7 +64,7 @@ def test_files(path: Path, labels: list[int]) -> ImageFiles:
     with open(path, "rb") as file:
         found = sorted(archives.tar_index(file).items())
     if len(found) != len(labels):
-        raise ValueError(f"{path}: {len(found)} images, {len(labels)} labels in the development kit")
+        raise DataError(f"{path}: {len(found)} images, {len(labels)} labels in the development kit")
     return files_of(path, [name for name, _ in found], labels, [place for _, place in found])
 
 
@@ -75,8 +84,9 @@ def read_devkit(path: Path) -> tuple[dict[int, tuple[str, str]], list[int]]:
     wanted = {f"{DEVKIT}/data/{name}": name for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")}
     found = {wanted[name]: file.read() for name, _, file in archives.members(path) if name in wanted}
     if len(found) < len(wanted):
-        raise ValueError(f"{path}: {' or '.join(wanted)} is not in it; get it from its publisher again")
-    table = loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"]
-    leaves = [row for row in table if not row["num_children"]]
-    truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
+        raise DataError(f"{path}: {' or '.join(wanted)} is not in it; get it from its publisher again")
+    with reading(path):
+        table = loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"]
+        leaves = [row for row in table if not row["num_children"]]
+        truth = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
     return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in leaves}, truth

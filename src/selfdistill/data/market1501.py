@@ -15,40 +15,46 @@ docstring of torchreid's data set class.
 
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfdistill.data import archives
 from selfdistill.data.images import DISTRACTOR, JUNK, ImageFiles
+from selfdistill.data.reading import DataError, member_of, reading
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from selfdistill.data.catalogue import DataEntry
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d+_.+\.jpg")
 
 
-def image_files(raw: Path, entry) -> dict[str, ImageFiles]:
+def image_files(raw: Path, entry: "DataEntry") -> dict[str, ImageFiles]:
     """train, labelled by person in the order of the published numbers; query and gallery, whose labels are
     the published numbers themselves, with cameras."""
     path = raw / entry.files[0].name
-    archive = zipfile.ZipFile(path)  # read by several threads, which it allows
-    found = members(archive, path)
+    with reading(path):
+        archive = zipfile.ZipFile(path)  # read by several threads, which it allows
+        found = members(archive, path)
     splits = {}
     for split, (names, identities, cameras) in arranged(found, path).items():
         labels = np.unique(identities, return_inverse=True)[1] if split == "train" else identities
-        splits[split] = ImageFiles(
-            names,
-            labels.astype(np.int64),
-            lambda i, names=names: archive.read(found[names[i]]),
-            None if split == "train" else cameras,
-        )
+        seen_by = None if split == "train" else cameras
+        splits[split] = ImageFiles(names, labels.astype(np.int64), reader_of(archive, found, names), seen_by)
     return splits
+
+
+def reader_of(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], names: list[str]) -> Callable[[int], bytes]:
+    return lambda i: member_of(archive, found[names[i]])
 
 
 def classes(raw: Path) -> list[str]:
     """The published numbers of the training persons, without leading zeros."""
     (path,) = raw.glob("*.zip")
-    with zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         _, identities, _ = arranged(members(archive, path), path)["train"]
     return [str(identity) for identity in np.unique(identities)]
 
@@ -66,19 +72,22 @@ def arranged(names: Collection[str], path: Path) -> dict[str, tuple[list[str], n
     for split, folder in FOLDERS.items():
         inside = sorted(n for n in names if n.count("/") == 2 and n.split("/")[1] == folder and n.endswith(".jpg"))
         if not inside:
-            raise ValueError(f"{path}: no images in a folder {folder}; allowed: Market-1501-v15.09.15 as published")
-        parsed = [NAME.fullmatch(name.split("/")[2]) for name in inside]
-        if None in parsed:
-            allowed = "such as 0002_c1s1_000451_03.jpg, cameras 1 to 6"
-            raise ValueError(f"{path}: {inside[parsed.index(None)]}: not a published name; allowed: {allowed}")
+            raise DataError(f"{path}: no images in a folder {folder}; allowed: Market-1501-v15.09.15 as published")
+        parsed = []
+        for name in inside:
+            match = NAME.fullmatch(name.split("/")[2])
+            if match is None:
+                allowed = "such as 0002_c1s1_000451_03.jpg, cameras 1 to 6"
+                raise DataError(f"{path}: {name}: not a published name; allowed: {allowed}")
+            parsed.append(match)
         identities, cameras = (np.array([int(match[i]) for match in parsed], np.int64) for i in (1, 2))
         if split != "gallery" and identities.min() <= DISTRACTOR:
             kind = {DISTRACTOR: "a distractor", JUNK: "junk"}[int(identities.min())]
             first = inside[int(identities.argmin())]
-            raise ValueError(f"{path}: {first}: {kind}; allowed: in {FOLDERS['gallery']} alone")
+            raise DataError(f"{path}: {first}: {kind}; allowed: in {FOLDERS['gallery']} alone")
         splits[split] = inside, identities, cameras
     tested = np.concatenate([splits["query"][1], splits["gallery"][1]])
     both = np.intersect1d(splits["train"][1], tested)
     if len(both):
-        raise ValueError(f"{path}: person {both[0]:04d} is in training and in test; allowed: in one of them")
+        raise DataError(f"{path}: person {both[0]:04d} is in training and in test; allowed: in one of them")
     return splits

@@ -11,12 +11,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from selfdistill.data.images import ImageFiles, Quarantined, UnusableImageError, each, packed_form, quarantined
+from selfdistill.data.images import ImageFiles, Quarantined, UnusableImageError, White, each, packed_form, quarantined
 from selfdistill.data.splits import moments_of_sums, pixels_sha256, write_tensors
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from selfdistill.data.catalogue import ImageForm
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,10 @@ class Packed:
     numbers: np.ndarray
     digests: list[bytes]
     sums: np.ndarray
-    cameras = None  # of persons none are packed
+    cameras: None = None  # of persons none are packed
 
     def select(self, rows: np.ndarray) -> "Packed":
+        """Some of the images, in rising order."""
         arrays = {key: getattr(self, key)[rows] for key in ("places", "labels", "numbers", "sums")}
         return replace(self, **arrays, digests=[self.digests[i] for i in rows])
 
@@ -78,30 +83,36 @@ class Packed:
                 yield os.pread(file.fileno(), size, first)
 
 
-def spooled(split: str, files: ImageFiles, form, spool: Path) -> tuple[Packed, list[Quarantined]]:
+def spooled(
+    split: str, files: ImageFiles, form: "ImageForm", shorter_side: int, spool: Path, white: White
+) -> tuple[Packed, list[Quarantined]]:
     """Every usable image of a split in its packed form, and what cannot be used."""
-    places, digests, sums, failed, first = [], [], [], [], 0
 
-    def pack(content: bytes) -> tuple[bytes, bytes, list[int]]:
-        encoded, image = packed_form(content, form.shorter_side, form.channels)
+    def pack(content: bytes, most: int | None) -> tuple[bytes, bytes, list[int]]:
+        encoded, image = packed_form(content, shorter_side, form.channels, most)
         digest = hashlib.blake2b(f"{image.mode} {image.size}".encode() + image.tobytes(), digest_size=32).digest()
         return encoded, digest, sums_of(image, form.channels)
 
     spool.parent.mkdir(parents=True, exist_ok=True)
+    made: dict[int, tuple[tuple[int, int], bytes, list[int]]] = {}
+    bad: dict[int, str] = {}
+    first = 0
     with open(spool, "wb") as file:
-        for result in each(files, pack):
-            failed.append(result if isinstance(result, UnusableImageError) else None)
-            if failed[-1] is None:
-                encoded, digest, sum_ = result
-                file.write(encoded)
-                places.append((first, len(encoded)))
-                first += len(encoded)
-                digests.append(digest)
-                sums.append(sum_)
-    kept, bad = quarantined(split, files, failed)
-    at = np.array(places, np.int64).reshape(-1, 2)
-    table = np.array(sums, np.int64).reshape(len(kept), 1 + 2 * form.channels)
-    return Packed(spool, tuple(form.size), form.channels, at, files.labels[kept], kept, digests, table), bad
+        for number, result in each(files, pack, white):
+            if isinstance(result, UnusableImageError):
+                bad[number] = str(result)
+                continue
+            encoded, digest, sums = result
+            file.write(encoded)
+            made[number] = (first, len(encoded)), digest, sums
+            first += len(encoded)
+    kept, unusable = quarantined(split, files, bad)
+    rows = [made[number] for number in kept.tolist()]
+    at = np.array([place for place, _, _ in rows], np.int64).reshape(-1, 2)
+    table = np.array([sums for _, _, sums in rows], np.int64).reshape(len(kept), 1 + 2 * form.channels)
+    digests = [digest for _, digest, _ in rows]
+    height, width = form.size
+    return Packed(spool, (height, width), form.channels, at, files.labels[kept], kept, digests, table), unusable
 
 
 def sums_of(image: Image.Image, channels: int) -> list[int]:

@@ -5,12 +5,29 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from safetensors.numpy import save_file
-from sklearn.model_selection import train_test_split
 
+from selfdistill.data.drawing import stratified
 from selfdistill.data.images import JUNK
+from selfdistill.data.reading import DataError
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from collections.abc import Mapping
+
+    from selfdistill.data.catalogue import SplitSizes
+
+
+class Labelled(Protocol):
+    """labels: int64 N.  cameras: int64 N, of persons to be found again."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def cameras(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,9 @@ class Pixels:
         return self.images.shape[2:]
 
     def select(self, rows: np.ndarray) -> "Pixels":
+        """Some of the images, in rising order; all of them without a copy: a pool may have gigabytes."""
+        if len(rows) == len(self.labels):
+            return self
         cameras = None if self.cameras is None else self.cameras[rows]
         return Pixels(self.images[rows], self.labels[rows], self.numbers[rows], cameras)
 
@@ -54,37 +74,47 @@ class Pixels:
         return self.sha256()
 
 
-def split(published: dict, sizes) -> dict[str, tuple[str, np.ndarray]]:
-    """{"train" | "validation" | "test": (published split, rows int64)} from {"train", "test"}, {"all"}, or
-    {"train", "validation", "test"}, where all of train and validation must be asked for.  What is published
+def split(published: "Mapping[str, Labelled]", sizes: "SplitSizes") -> dict[str, tuple[str, np.ndarray]]:
+    """{"pool" | "train" | "validation" | "test": (published split, rows int64, rising)} from {"train", "test"},
+    {"all"}, or {"train", "validation", "test"}, where all of train and validation must be asked for.  What is published
     beside train and validation is test, under its own name and whole, but for junk.
 
-    published: what has `labels`; sizes: `selfdistill.config.SplitSizes`.
+    DataError: sizes that these images do not have, or that do not fit what is published.
     """
-    train, validation, seed = sizes.train, sizes.validation, sizes.seed
     source = "train" if "train" in published else "all"
     labels = published[source].labels
-    count = len(labels)
+    count, everything = len(labels), np.arange(len(labels))
     tests = {
         part: (part, np.flatnonzero(found.labels != JUNK))
         for part, found in published.items()
         if part not in (source, "validation")
     }
+    if tests and sizes.test is not None:
+        raise DataError(f"split.test: {sizes.test} is not allowed beside published test images; take it out")
+    if sizes.train is None or sizes.validation is None:
+        fixed = "write split: {train, validation, seed}"
+        if "validation" in published:
+            raise DataError(f"split: the files give a validation split; {fixed} with the numbers of its images")
+        if any(found.cameras is not None for found in published.values()):
+            raise DataError(f"split: persons to be found again have no pool; {fixed}")
+        if tests:
+            return {"pool": (source, everything)} | tests
+        if sizes.test is None or sizes.test >= count:
+            raise DataError(f"split.test: {sizes.test}; allowed: how many of the {count:,} images are for the test")
+        (test,) = stratified(labels, [sizes.test], sizes.seed, "test")
+        return {"pool": (source, np.setdiff1d(everything, test)), "test": (source, test)}
+    train, validation = sizes.train, sizes.validation
     if "validation" in published:
         given = count, len(published["validation"].labels)
         if given != (train, validation):
-            raise ValueError(f"split: {train} + {validation} images asked for, {given[0]} + {given[1]} given")
+            raise DataError(f"split: {train} + {validation} images asked for, {given[0]} + {given[1]} given")
         return {part: (part, np.arange(len(published[part].labels))) for part in ("train", "validation")} | tests
     spare = count - train - validation
     if spare < (0 if tests else 1):
-        raise ValueError(f"split: {train} + {validation} images asked for, {count} there")
-    chosen, rest = train_test_split(np.arange(count), train_size=train, stratify=labels, random_state=seed)
-    if spare:
-        held_out, rest = train_test_split(rest, train_size=validation, stratify=labels[rest], random_state=seed)
-    else:  # what a stratified draw leaves is stratified too
-        held_out = rest
-    parts = {"train": (source, np.sort(chosen)), "validation": (source, np.sort(held_out))}
-    return parts | (tests or {"test": (source, np.sort(rest))})
+        raise DataError(f"split: {train} + {validation} images asked for, {count} there")
+    chosen, held_out = stratified(labels, [train, validation], sizes.seed, "split")
+    parts = {"train": (source, chosen), "validation": (source, held_out)}
+    return parts | (tests or {"test": (source, np.setdiff1d(everything, np.concatenate([chosen, held_out])))})
 
 
 def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +142,7 @@ def moments_of_sums(count: int, sums: list[int], squares: list[int]) -> tuple[np
 def pixels_sha256(images: np.ndarray, labels: np.ndarray) -> str:
     """Of shape, decoded pixels and labels: equal hashes mean equal data, whatever the file format."""
     digest = hashlib.sha256(str(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(images).data)
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
 

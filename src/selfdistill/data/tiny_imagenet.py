@@ -11,48 +11,65 @@ their names.  Some images are grey; they become RGB.
 """
 
 import zipfile
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfdistill.data import archives
 from selfdistill.data.images import ImageFiles
+from selfdistill.data.reading import DataError, member_of, reading, unambiguous
+
+if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
+    from selfdistill.data.catalogue import DataEntry
+
+ANNOTATIONS = "val/val_annotations.txt"
 
 
-def image_files(raw: Path, entry) -> dict[str, ImageFiles]:
-    archive = zipfile.ZipFile(raw / entry.files[0].name)  # read by several threads, which it allows
-    found, top = contents(archive, raw / entry.files[0].name)
-    number = {wnid: i for i, wnid in enumerate(wnids(archive, found, top))}
-    train, test = [], []
-    for name in sorted(found):
-        parts = name.removeprefix(top).split("/")
-        if parts[0] == "train" and parts[-1].endswith(".JPEG"):
-            train.append((name, number[parts[1]]))
-    annotations = archive.read(found[f"{top}val/val_annotations.txt"]).decode()
-    for line in sorted(annotations.splitlines()):
-        name, wnid = line.split("\t")[:2]
-        test.append((f"{top}val/images/{name}", number[wnid]))
-    missing = [name for name, _ in test if name not in found]
+def image_files(raw: Path, entry: "DataEntry") -> dict[str, ImageFiles]:
+    """train and test, labelled by the order of the classes' WordNet numbers."""
+    path = raw / entry.files[0].name
+    with reading(path):
+        archive = zipfile.ZipFile(path)  # read by several threads, which it allows
+        found, top = contents(archive, path)
+        number = {wnid: i for i, wnid in enumerate(wnids(archive, found, top))}
+        lines = text_of(archive, found, f"{top}{ANNOTATIONS}").splitlines()
+    told = [(name, wnid) for name, wnid, *_ in (line.split("\t") for line in sorted(lines))]
+    inside = [name for name in sorted(found) if name.endswith(".JPEG")]
+    train = [
+        (name, name.removeprefix(f"{top}train/").split("/")[0]) for name in inside if name.startswith(f"{top}train/")
+    ]
+    test = [(f"{top}val/images/{name}", wnid) for name, wnid in told]
+    known = {name for name in inside if name.startswith(f"{top}val/images/")}
+    missing = [name for name, _ in test if name not in known]
     if missing:
-        raise ValueError(f"{raw / entry.files[0].name}: {missing[0]} is not in it; fetch it again")
-    return {split: files_of(archive, found, images) for split, images in (("train", train), ("test", test))}
+        raise DataError(f"{path}: {missing[0]} is not in it; fetch it again")
+    twice = [name for name, count in Counter(name for name, _ in told).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: two lines for {twice[0]} in {ANNOTATIONS}; fetch it again")
+    if len(test) != len(known):
+        raise DataError(
+            f"{path}: {len(known):,} images in val/images, {len(test):,} lines in {ANNOTATIONS}; fetch it again"
+        )
+    for name, wnid in (*train, *test):
+        if wnid not in number:
+            raise DataError(f"{path}: {name} is of class {wnid!r}, which is not in wnids.txt; fetch it again")
+    splits = {"train": train, "test": test}
+    return {split: files_of(archive, found, [(n, number[w]) for n, w in images]) for split, images in splits.items()}
 
 
 def classes(raw: Path) -> list[str]:
     """The first word of words.txt for each class, with its WordNet number where two classes share it."""
     (path,) = raw.glob("*.zip")
-    with zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         found, top = contents(archive, path)
-        lines = archive.read(found[f"{top}words.txt"]).decode().splitlines()
+        lines = text_of(archive, found, f"{top}words.txt").splitlines()
         words = {wnid: meaning.split(",")[0] for wnid, meaning in (line.split("\t") for line in lines)}
-        names = [(words[wnid], wnid) for wnid in wnids(archive, found, top)]
-    return unambiguous(names)
-
-
-def unambiguous(names: list[tuple[str, str]]) -> list[str]:
-    """Words of (word, WordNet number), with the number where a word alone would mean two classes."""
-    words = [word for word, _ in names]
-    return [word if words.count(word) == 1 else f"{word} ({wnid})" for word, wnid in names]
+        missing = [wnid for wnid in wnids(archive, found, top) if wnid not in words]
+        if missing:
+            raise DataError(f"{path}: no words for class {missing[0]} in words.txt; fetch it again")
+        return unambiguous([(words[wnid], wnid) for wnid in wnids(archive, found, top)])
 
 
 def contents(archive: zipfile.ZipFile, path: Path) -> tuple[dict[str, zipfile.ZipInfo], str]:
@@ -60,14 +77,20 @@ def contents(archive: zipfile.ZipFile, path: Path) -> tuple[dict[str, zipfile.Zi
     found = archives.zip_index(archive, archives.RATIO * path.stat().st_size)
     tops = [name.removesuffix("wnids.txt") for name in found if name.endswith("/wnids.txt")]
     if len(tops) != 1:
-        raise ValueError(f"{path}: {len(tops)} files wnids.txt in it, not 1; fetch it again")
+        raise DataError(f"{path}: {len(tops)} files wnids.txt in it, not 1; fetch it again")
     return found, tops[0]
 
 
-def wnids(archive: zipfile.ZipFile, found: dict, top: str) -> list[str]:
-    return sorted(archive.read(found[f"{top}wnids.txt"]).decode().split())
+def wnids(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], top: str) -> list[str]:
+    return sorted(set(text_of(archive, found, f"{top}wnids.txt").split()))
 
 
-def files_of(archive: zipfile.ZipFile, found: dict, images: list[tuple[str, int]]) -> ImageFiles:
+def text_of(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], name: str) -> str:
+    if name not in found:
+        raise DataError(f"{archive.filename}: {name} is not in it; fetch it again")
+    return member_of(archive, found[name]).decode()
+
+
+def files_of(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], images: list[tuple[str, int]]) -> ImageFiles:
     labels = np.array([label for _, label in images], np.int64)
-    return ImageFiles([name for name, _ in images], labels, lambda i: archive.read(found[images[i][0]]))
+    return ImageFiles([name for name, _ in images], labels, lambda i: member_of(archive, found[images[i][0]]))

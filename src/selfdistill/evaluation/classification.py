@@ -1,5 +1,6 @@
 """Metrics of predicted logits against labels, in double precision."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class ClassTest:
 
     def together(self, logits: Tensor) -> dict[str, float]:
         """Of several networks, networks x N x K."""
-        return self.metrics(mean_opinion(logits))
+        return self.metrics(average_probabilities(logits))
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -71,7 +72,11 @@ def ensemble(logits: Tensor) -> Tensor:
     return logits.double().mean(dim=0)
 
 
-def mean_opinion(logits: Tensor) -> Tensor:
+def average_probabilities(logits: Tensor) -> Tensor:
     """The logarithm of the networks' mean probabilities, N x K, as born-again networks are ensembled;
-    logits: networks x N x K."""
-    return logits.double().softmax(dim=2).mean(dim=0).log()
+    logits: networks x N x K.
+
+    By log-sum-exp: the mean of probabilities that are all 0 to double precision would have the logarithm -inf.
+    """
+    log_probabilities = F.log_softmax(logits.double(), dim=2)
+    return torch.logsumexp(log_probabilities, dim=0) - math.log(len(logits))

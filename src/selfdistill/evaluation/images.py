@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from selfdistill.data.images import UnusableImageError, packed_form, sized, upright
 from selfdistill.data.prepared import Dataset
 from selfdistill.data.prepared.packed import centre_cropped
+from selfdistill.errors import UserError
 from selfdistill.models.trained import load_network, predict
 
 
-class PredictError(Exception):
+class PredictError(UserError):
     """The run, the exit or an image cannot be used; the message names it."""
 
 
@@ -24,9 +25,7 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
     try:
         network, record = load_network(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise PredictError(
-            f"{folder}: no trained run ({error}); name a folder results/runs/MODEL/METHOD/SEED"
-        ) from None
+        raise PredictError(f"{folder}: no trained run ({error}); name a folder of results/runs/MODEL/VARIANT") from None
     dataset = Dataset(**record["dataset"])
     exits = network.exit_count
     number = exits if exit_number is None else exit_number
@@ -35,7 +34,13 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
             f"--exit {number}: this network has {exits} exit{'s' if exits > 1 else ''}; allowed: 1 to {exits}"
         )
     pixels = torch.from_numpy(np.stack([read_image(p, dataset, invert) for p in images]))
-    probabilities = predict(network, dataset, pixels)[number - 1].softmax(dim=1)
+    logits = predict(network, dataset, pixels)[number - 1]
+    if not (whole := torch.isfinite(logits).all(dim=1)).all():
+        raise PredictError(
+            f"{folder / 'weights.safetensors'}: the outputs for {int((~whole).sum())} of {len(images)} images are no "
+            "numbers (NaN or infinite); train it again with a lower recipe.learning_rate"
+        )
+    probabilities = logits.softmax(dim=1)
     return [
         {
             "file": str(path),
@@ -54,9 +59,9 @@ def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
     try:
         content = path.read_bytes()
         if dataset.shorter_side is None:
-            pixels = sized(upright(content), dataset.size, dataset.channels)
+            pixels = sized(upright(content, dataset.white), dataset.size, dataset.channels)
         else:
-            smaller, _ = packed_form(content, dataset.shorter_side, dataset.channels)
+            smaller, _ = packed_form(content, dataset.shorter_side, dataset.channels, dataset.white)
             pixels = centre_cropped(smaller, dataset.size, dataset.channels).transpose(2, 0, 1)
     except (OSError, UnusableImageError) as error:
         raise PredictError(f"{path}: no image that can be read ({error})") from None

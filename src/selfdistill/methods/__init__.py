@@ -1,16 +1,30 @@
 """The methods: one file and one card each, found by file name.
 
-A method file holds a literal `ABOUT` (title, paper, needs, hyper-parameters with their sources),
-a pure loss function of tensors, and a small class.  `ABOUT` is read without running the file, so
-that a study is checked in a fraction of a second and nothing here imports torch.
+A method's file holds what is executed: a literal `ABOUT` (class, needs, hyper-parameters with their bounds), a pure
+loss function of tensors, and a small class.  Its card `NAME.md` holds what is not: title, paper, group, cost, meaning
+and source of each hyper-parameter (as YAML between two lines of dashes), and the text.  Both are read without running
+the file, so that a study is checked in a fraction of a second and nothing here imports torch.
 """
 
 import ast
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from selfdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from selfdistill.training.method import Method
 
 FOLDER = Path(__file__).parent
+HEAD = ("title", "name", "paper", "group", "cost", "hyper")
+
+
+class MethodError(UserError, ValueError):
+    """There is no such method, or its file and its card do not fit each other."""
 
 
 @cache
@@ -19,30 +33,77 @@ def names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 
 
+def file(name: str) -> Path:
+    """What a training with this method executes."""
+    return FOLDER / f"{name}.py"
+
+
 @cache
-def about(name: str) -> dict:
-    """The literal `ABOUT` of a method's file."""
-    path = FOLDER / f"{name}.py"
+def executed(name: str) -> dict[str, Any]:
+    """The literal `ABOUT` of a method's file: class, needs, and hyper-parameters with default and bounds."""
+    path = file(name)
     for statement in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "ABOUT":
             return ast.literal_eval(statement.value)
-    raise ValueError(f"{path}: no ABOUT; a method file states what it is in a literal of that name")
+    raise MethodError(f"{path}: no ABOUT; a method file states what it is in a literal of that name")
+
+
+@cache
+def prose(name: str) -> tuple[dict[str, Any], str]:
+    """The head of a method's card, and its text.  MethodError: there is no card, or its head is not as it should be."""
+    path = FOLDER / f"{name}.md"
+    if not path.is_file():
+        raise MethodError(f"{path}: missing; beside every method's file stands a card of its name")
+    before, _, rest = path.read_text(encoding="utf-8").partition("---\n")
+    head, closing, text = rest.partition("---\n")
+    try:
+        found = yaml.load(head, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if closing and not before else None
+    except yaml.YAMLError as error:
+        raise MethodError(f"{path}: its head is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict) or set(found) != set(HEAD) or not isinstance(found["hyper"], dict):
+        raise MethodError(f"{path}: no proper head; a card begins with {', '.join(HEAD)}, between two lines of ---")
+    return found, text
+
+
+@cache
+def about(name: str) -> dict[str, Any]:
+    """All that is known of a method: class, title, name, paper, group, needs, cost, and of every hyper-parameter
+    default, bounds, meaning and source.  MethodError: one that is not in both file and card."""
+    code, (head, _) = executed(name), prose(name)
+    specs, words = code["hyper"], head["hyper"]
+    for key in sorted(specs.keys() ^ words.keys()):
+        lacking = FOLDER / f"{name}.{'md' if key in specs else 'py'}"
+        raise MethodError(f"{lacking}: no hyper-parameter {key!r}; allowed: the same ones in file and card")
+    for key, entry in words.items():
+        if not isinstance(entry, dict) or set(entry) != {"meaning", "source"}:
+            raise MethodError(f"{FOLDER / name}.md: hyper.{key} is {entry!r}; allowed: its meaning and its source")
+    hyper = {key: {**spec, **words[key]} for key, spec in specs.items()}
+    return {**head, "class": code["class"], "needs": code["needs"], "hyper": hyper}
 
 
 def card(name: str) -> str:
-    """The method's card, as Markdown."""
-    return (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    """The text of a method's card, as Markdown."""
+    return prose(name)[1]
 
 
-def load(name: str) -> type:
+def load(name: str) -> "type[Method]":
     """The method's class."""
-    return getattr(import_module(f"{__name__}.{name}"), about(name)["class"])
+    return getattr(import_module(f"{__name__}.{name}"), executed(name)["class"])
 
 
-def __getattr__(attribute: str):
+def create(name: str, **hyper: Any) -> "Method":
+    """A method by its name, with these hyper-parameters and the defaults of the others.
+
+    MethodError: no such method.  HyperParameterError: a value that is not allowed."""
+    if name not in names():
+        raise MethodError(f"no method {name!r}; there are {', '.join(names())}")
+    return load(name)(**hyper)
+
+
+def __getattr__(attribute: str) -> "type[Method]":
     """`from selfdistill.methods import BYOT`, by the class's name."""
     if not attribute.startswith("_"):
         for name in names():
-            if about(name)["class"] == attribute:
+            if executed(name)["class"] == attribute:
                 return load(name)
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

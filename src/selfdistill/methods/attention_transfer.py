@@ -4,29 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import attention_distance
-from selfdistill.training.method import Method, StepError
+from selfdistill.training.method import Method, Step, StepError
 
 ABOUT = {
     "class": "AttentionTransfer",
-    "title": "AT",
-    "name": "Attention Transfer",
-    "paper": "1612.03928",
-    "group": "with a teacher",
     "needs": ["teacher"],
-    "cost": 2.33,
     "hyper": {
-        "weight": {
-            "default": 1000.0,
-            "allowed": [0.0, 1000000.0],
-            "meaning": "beta, weight of the attention maps' distances, summed over the sections",
-            "source": "RepDistiller scripts/run_cifar_distill.sh @b84f547",
-        },
-        "distance": {
-            "default": "mean_square",
-            "choices": ["mean_square", "l2"],
-            "meaning": "mean squared difference of the maps, or the l2 norm of their difference",
-            "source": "mean_square: RepDistiller distiller_zoo/AT.py @b84f547; l2: the paper's equation 2, recalled",
-        },
+        "weight": {"default": 1000.0, "allowed": [0.0, 1000000.0]},
+        "distance": {"default": "mean_square", "choices": ["mean_square", "l2"]},
     },
 }
 
@@ -43,7 +28,10 @@ def attention_terms(
 
 
 class AttentionTransfer(Method):
-    def terms(self, step):
+    weight: float
+    distance: str
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         mine, theirs = step.student.maps, step.teacher.maps
         if len(mine) != len(theirs):
             raise StepError(f"AT: the teacher has {len(theirs)} sections; allowed: {len(mine)}, as many as the student")

@@ -4,34 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method, Phase
+from selfdistill.training.method import Method, Phase, Step
 
 ABOUT = {
     "class": "BornAgain",
-    "title": "Born-again",
-    "name": "Born-Again Networks (BAN)",
-    "paper": "1805.04770",
-    "group": "teacher-free rivals",
     "needs": [],
-    "cost": 3.67,
     "hyper": {
-        "generations": {
-            "default": 3,
-            "allowed": [2, 20],
-            "meaning": "networks in all, the first, which learns from labels alone, included; each trains all epochs",
-            "source": "our choice; the paper's per-network numbers of generations were not obtained",
-        },
-        "labels": {
-            "default": True,
-            "meaning": "later generations learn from the labels, too (the paper's BAN+L)",
-            "source": "recalled, unverified: the paper reports both",
-        },
-        "temperature": {
-            "default": 1.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of both distributions; the KL term is multiplied by T^2",
-            "source": "recalled, unverified: the paper does not soften; KD_Lib's BANN.py @0b8525b takes 20",
-        },
+        "generations": {"default": 3, "allowed": [2, 20]},
+        "labels": {"default": True},
+        "temperature": {"default": 1.0, "allowed": [0.01, 1000.0]},
     },
 }
 
@@ -45,11 +26,15 @@ def born_again_terms(
 
 
 class BornAgain(Method):
-    def phases(self, epochs):
+    generations: int
+    labels: bool
+    temperature: float
+
+    def phases(self, epochs: int) -> list[Phase]:
         later = [Phase(epochs, restart=True, learns_from_previous=True, kept=True)] * (self.generations - 2)
         return [Phase(epochs, kept=True), *later, Phase(epochs, restart=True, learns_from_previous=True)]
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         if step.teacher is None:
             return {"cross_entropy": F.cross_entropy(logits, step.targets)}

@@ -1,54 +1,34 @@
-"""BYOT, "Be Your Own Teacher" (Zhang et al., ICCV 2019, arXiv 1905.08094): the conference paper's reading
-and the journal code's."""
+"""BYOT, "Be Your Own Teacher" (Zhang et al., ICCV 2019, arXiv 1905.08094): the conference paper's formula, and
+three public codes' losses with their own weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.models.sections import Outputs
 from selfdistill.training.losses import soft_cross_entropy, softened_kl
-from selfdistill.training.method import Method, sum_over_images
+from selfdistill.training.method import Method, Step, sum_over_images
 
 ABOUT = {
     "class": "BYOT",
-    "title": "BYOT",
-    "name": "Be Your Own Teacher",
-    "paper": "1905.08094",
-    "group": "the four papers",
     "needs": ["exits"],
-    "cost": 1.18,
     "hyper": {
-        "reading": {
-            "default": "conference",
-            "choices": ["conference", "journal"],
-            "meaning": "the loss: the ICCV paper's, or that of the authors' public code (journal version)",
-            "source": "the paper's tables are the conference's; the journal code reaches others by another recipe",
-        },
-        "alpha": {
-            "default": 0.3,
-            "allowed": [0.0, 1.0],
-            "meaning": "weight of distillation at a shallow exit; its cross-entropy weighs 1 - alpha",
-            "source": "the paper gives none; journal code train.py @47ca93b",
-        },
-        "hint": {
-            "default": 0.03,
-            "allowed": [0.0, 1000.0],
-            "meaning": "lambda, weight of the feature distance to the deepest exit",
-            "source": "the paper gives none; journal code train.py @47ca93b",
-        },
-        "temperature": {
-            "default": 3.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "the paper gives none; journal code train.py @47ca93b",
-        },
-        "t_squared": {
-            "default": False,
-            "meaning": "multiply the distillation term by T^2",
-            "source": "none in the paper's formula and the journal code; three re-implementations have it",
-        },
+        "reading": {"default": "luanyunteng", "choices": ["luanyunteng", "journal", "mmrazor", "conference"]},
+        "alpha": {"default": None, "allowed": [0.0, 1.0]},
+        "hint": {"default": None, "allowed": [0.0, 1000.0]},
+        "temperature": {"default": None, "allowed": [0.01, 1000.0]},
+        "t_squared": {"default": None},
     },
+}
+
+# loss and weights belong together: each reading's hint is a distance of its own, and so is its weight's scale
+READINGS = {
+    "luanyunteng": {"alpha": 0.1, "hint": 1e-6, "temperature": 3.0, "t_squared": True},
+    "journal": {"alpha": 0.3, "hint": 0.03, "temperature": 3.0, "t_squared": False},
+    "mmrazor": {"alpha": 0.3, "hint": 0.03, "temperature": 3.0, "t_squared": True},
+    "conference": {"alpha": 0.3, "hint": 1.28e-4, "temperature": 3.0, "t_squared": False},
 }
 
 
@@ -62,7 +42,7 @@ def byot_terms(
     temperature: float,
     t_squared: bool,
 ) -> dict[str, Tensor]:
-    """The conference reading: equations 1 to 5 of the paper, summed over the shallow exits i < C.
+    """The conference paper: equations 1 to 5 of the paper, summed over the shallow exits i < C.
 
         CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha KL(q_C || q_i) + lambda |F_i - F_C|^2
 
@@ -111,9 +91,76 @@ def byot_journal_terms(
         "deepest_cross_entropy": F.cross_entropy(deepest, targets),
         "shallow_cross_entropy": (1 - alpha) * sum(F.cross_entropy(z, targets) for z in shallow),
         "distillation": alpha * scale * sum(soft_cross_entropy(z / temperature, soft) for z in shallow),
-        # the root's slope is infinite at 0; there the norm's gradient is 0, as torch.dist has it
-        "hint": hint * sum((s.clamp(min=1e-30).sqrt() for s in squares), deepest.new_zeros(())),
+        "hint": hint * norms(squares, deepest),
     }
+
+
+def byot_luanyunteng_terms(
+    logits: list[Tensor],
+    features: list[Tensor],
+    targets: Tensor,
+    *,
+    alpha: float,
+    hint: float,
+    temperature: float,
+    t_squared: bool,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """The re-implementation of the conference paper (luanyunteng, train.py @8045079); the sums are over i < C.
+
+        (1 - alpha) CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha T^2 SCE(q_i, q_C) + beta sum_i h_i
+
+    h_i: the sum over the batch's images and the D entries of (F_i - F_C)^2 where F_i or F_C is positive.  logits: C
+    tensors of N x K, features: C of N x D; batch_size: of the whole batch, over all processes: the mean over
+    images times it is the sum.  The code scales the deepest exit's cross-entropy, too.
+    """
+    *shallow, deepest = logits
+    *shallow_features, deepest_feature = features
+    taught = deepest_feature.detach()
+    soft = (deepest.detach() / temperature).softmax(dim=1)
+    scale = temperature**2 if t_squared else 1.0
+    squares = [((f - taught).square() * ((f > 0) | (taught > 0))).sum(dim=1).mean() for f in shallow_features]
+    return {
+        "deepest_cross_entropy": (1 - alpha) * F.cross_entropy(deepest, targets),
+        "shallow_cross_entropy": (1 - alpha) * sum(F.cross_entropy(z, targets) for z in shallow),
+        "distillation": alpha * scale * sum(soft_cross_entropy(z / temperature, soft) for z in shallow),
+        "hint": hint * batch_size * sum(squares),
+    }
+
+
+def byot_mmrazor_terms(
+    logits: list[Tensor],
+    features: list[Tensor],
+    targets: Tensor,
+    *,
+    alpha: float,
+    hint: float,
+    temperature: float,
+    t_squared: bool,
+    batch_sum: Callable[[Tensor], Tensor] = sum_over_images,
+) -> dict[str, Tensor]:
+    """mmrazor's configuration (byot_resnet18_8xb16_cifar100 @90c7af1), summed over the shallow exits i < C.
+
+        CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha T^2 KL(q_C || q_i) + lambda sum_{i < C - 1} |F_i - F_C|
+
+    |.| is the l2 norm of the whole batch's difference, neither squared nor averaged, of features as they are; the
+    deepest shallow exit's has the weight 0 there.
+    """
+    *shallow, deepest = logits
+    taught = features[-1].detach()
+    scale = temperature**2 if t_squared else 1.0
+    squares = [batch_sum((f - taught).square().sum(dim=1)) for f in features[: len(shallow) - 1]]
+    return {
+        "deepest_cross_entropy": F.cross_entropy(deepest, targets),
+        "shallow_cross_entropy": (1 - alpha) * sum(F.cross_entropy(z, targets) for z in shallow),
+        "distillation": alpha * scale * sum(softened_kl(z, deepest, temperature) for z in shallow),
+        "hint": hint * norms(squares, deepest),
+    }
+
+
+def norms(squares: list[Tensor], like: Tensor) -> Tensor:
+    """The sum of the roots.  The root's slope is infinite at 0; there the gradient is 0, as torch.dist has it."""
+    return sum((s.clamp(min=1e-30).sqrt() for s in squares), like.new_zeros(()))
 
 
 class Adaptation(nn.Module):
@@ -130,17 +177,34 @@ class Adaptation(nn.Module):
 
 
 class BYOT(Method):
+    reading: str
+    alpha: float
+    hint: float
+    temperature: float
+    t_squared: bool
+
+    def __init__(self, **hyper: Any) -> None:
+        super().__init__(**hyper)
+        for name, value in READINGS[self.reading].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
     @property
-    def needs(self):
+    def needs(self) -> frozenset[str]:
         return super().needs | ({"companion"} if self.reading == "journal" else set())
 
-    def companion(self, student, teacher, fresh):
+    def companion(self, student: Outputs, teacher: Outputs | None, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         return Adaptation(student)
 
-    def terms(self, step):
-        weights = {name: getattr(self, name) for name in ("alpha", "hint", "temperature", "t_squared")}
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        weights = {name: getattr(self, name) for name in READINGS[self.reading]}
         logits, features = step.student.logits, step.student.features
         if self.reading == "conference":
             return byot_terms(logits, features, step.targets, **weights)
+        if self.reading == "luanyunteng":
+            return byot_luanyunteng_terms(logits, features, step.targets, **weights, batch_size=step.batch_size)
+        if self.reading == "mmrazor":
+            return byot_mmrazor_terms(logits, features, step.targets, **weights, batch_sum=step.batch_sum)
+        assert step.companion is not None
         adapted = step.companion.features
         return byot_journal_terms(logits, adapted, features[-1], step.targets, **weights, batch_sum=step.batch_sum)

@@ -4,29 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "CSKD",
-    "title": "CS-KD",
-    "name": "Class-wise Self-Knowledge Distillation",
-    "paper": "2003.13964",
-    "group": "teacher-free rivals",
     "needs": ["pairs"],
-    "cost": 1.33,
     "hyper": {
-        "temperature": {
-            "default": 4.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "public code @b447f25",
-        },
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "lambda, weight of T^2 KL to the prediction on the other image of the class",
-            "source": "public code @b447f25",
-        },
+        "temperature": {"default": 4.0, "allowed": [0.01, 1000.0]},
+        "weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
     },
 }
 
@@ -45,7 +30,10 @@ def cskd_terms(
 
 
 class CSKD(Method):
-    def terms(self, step):
+    temperature: float
+    weight: float
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         return cskd_terms(
             step.student.logits[-1],
             step.pair.logits[-1],

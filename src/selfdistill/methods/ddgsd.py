@@ -4,40 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "DDGSD",
-    "title": "DDGSD",
-    "name": "Data-Distortion Guided Self-Distillation",
-    "paper": None,
-    "group": "teacher-free rivals",
     "needs": ["views"],
-    "cost": 2.0,
     "hyper": {
-        "temperature": {
-            "default": 3.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "our choice, as BYOT's; the paper was not read",
-        },
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of T^2 KL, each way",
-            "source": "Self-KD-Lib methods/ddsgd.py @ede3062",
-        },
-        "feature_weight": {
-            "default": 5e-4,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of the squared distance of the views' mean features",
-            "source": "Self-KD-Lib methods/ddsgd.py @ede3062",
-        },
-        "as_self_kd_lib": {
-            "default": False,
-            "meaning": "halve the cross-entropy once more, and compare the features' means over images and entries",
-            "source": "Self-KD-Lib methods/ddsgd.py @ede3062; false: the paper's abstract form, recalled",
-        },
+        "temperature": {"default": 3.0, "allowed": [0.01, 1000.0]},
+        "weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
+        "feature_weight": {"default": 0.0005, "allowed": [0.0, 1000.0]},
+        "as_self_kd_lib": {"default": False},
     },
 }
 
@@ -70,7 +46,12 @@ def ddgsd_terms(
 
 
 class DDGSD(Method):
-    def terms(self, step):
+    temperature: float
+    weight: float
+    feature_weight: float
+    as_self_kd_lib: bool
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         one, other = (view.features[-1] for view in step.views)
         logits = [view.logits[-1] for view in step.views]
         hyper = {name: getattr(self, name) for name in ABOUT["hyper"]}

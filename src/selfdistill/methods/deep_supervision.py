@@ -6,25 +6,9 @@ The control of every method with exits: what it gains over this is distillation'
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
-ABOUT = {
-    "class": "DeepSupervision",
-    "title": "Deep supervision",
-    "name": "Deeply supervised network (DSN)",
-    "paper": "1409.5185",
-    "group": "controls",
-    "needs": ["exits"],
-    "cost": 1.18,
-    "hyper": {
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 100.0],
-            "meaning": "weight of each shallow exit's cross-entropy; the deepest one's is 1",
-            "source": "our choice: BYOT's loss with alpha = lambda = 0",
-        },
-    },
-}
+ABOUT = {"class": "DeepSupervision", "needs": ["exits"], "hyper": {"weight": {"default": 1.0, "allowed": [0.0, 100.0]}}}
 
 
 def deep_supervision_terms(logits: list[Tensor], targets: Tensor, *, weight: float) -> dict[str, Tensor]:
@@ -37,5 +21,7 @@ def deep_supervision_terms(logits: list[Tensor], targets: Tensor, *, weight: flo
 
 
 class DeepSupervision(Method):
-    def terms(self, step):
+    weight: float
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         return deep_supervision_terms(step.student.logits, step.targets, weight=self.weight)

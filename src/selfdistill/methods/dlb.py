@@ -7,29 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl_of_images
-from selfdistill.training.method import Method, sum_over_images
+from selfdistill.training.method import Method, Step, sum_over_images
 
 ABOUT = {
     "class": "DLB",
-    "title": "DLB",
-    "name": "Self-Distillation from the Last Mini-Batch",
-    "paper": "2203.16172",
-    "group": "teacher-free rivals",
     "needs": ["last_batch"],
-    "cost": 1.86,
     "hyper": {
-        "temperature": {
-            "default": 3.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "public code @8949a46, the tag in dlb.py's default exp_postfix, TP3; no default of T itself",
-        },
-        "alpha": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of T^2 KL to the last mini-batch's predictions",
-            "source": "our choice: the public code has no default",
-        },
+        "temperature": {"default": 3.0, "allowed": [0.01, 1000.0]},
+        "alpha": {"default": 1.0, "allowed": [0.0, 1000.0]},
     },
 }
 
@@ -62,7 +47,10 @@ def dlb_terms(
 
 
 class DLB(Method):
-    def terms(self, step):
+    temperature: float
+    alpha: float
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         if step.last is None:  # the first step of an epoch
             zero = logits.new_zeros(())

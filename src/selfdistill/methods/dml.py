@@ -1,32 +1,20 @@
 """DML, deep mutual learning of two networks (Zhang et al., CVPR 2018, arXiv 1706.00384)."""
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable
 
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfdistill.models.sections import Outputs
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method, Peer
+from selfdistill.training.method import Method, Peer, Step
 
 ABOUT = {
     "class": "DML",
-    "title": "DML",
-    "name": "Deep Mutual Learning",
-    "paper": "1706.00384",
-    "group": "with a teacher",
     "needs": ["companion"],
-    "cost": 2.0,
     "hyper": {
-        "temperature": {
-            "default": 1.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of both distributions; the KL terms are multiplied by T^2",
-            "source": "the paper does not soften",
-        },
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of each KL term",
-            "source": "the paper, equations 5 and 6",
-        },
+        "temperature": {"default": 1.0, "allowed": [0.01, 1000.0]},
+        "weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
     },
 }
 
@@ -46,9 +34,12 @@ def dml_terms(logits: Tensor, peer: Tensor, targets: Tensor, *, temperature: flo
 
 
 class DML(Method):
-    def companion(self, student, teacher, fresh):
+    temperature: float
+    weight: float
+
+    def companion(self, student: Outputs, teacher: Outputs | None, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         return Peer(fresh())
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits, peer = step.student.logits[-1], step.companion.logits[-1]
         return dml_terms(logits, peer, step.targets, temperature=self.temperature, weight=self.weight)

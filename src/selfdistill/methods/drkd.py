@@ -4,64 +4,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import kl_from, softened_kl, virtual_teacher
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "DRKD",
-    "title": "DR-KD",
-    "name": "Dynamic Rectification Knowledge Distillation",
-    "paper": "2201.11319",
-    "group": "the four papers",
     "needs": ["teacher"],
-    "cost": 2.33,
     "hyper": {
-        "swap": {
-            "default": "teacher",
-            "choices": ["teacher", "student", "none"],
-            "meaning": "whose wrong top logit is exchanged with the label's; `none` is Tf-KD_self",
-            "source": "public code @6ccf070, swap_option; the paper's abstract rectifies the teacher",
-        },
-        "alpha": {
-            "default": 0.95,
-            "allowed": [0.0, 1.0],
-            "meaning": "weight of distillation; the cross-entropy weighs 1 - alpha",
-            "source": "public code @6ccf070, ResNet18's JSON",
-        },
-        "temperature": {
-            "default": 6.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "public code @6ccf070, ResNet18's JSON",
-        },
-        "multiplier": {
-            "default": 50.0,
-            "allowed": [0.0, 10000.0],
-            "meaning": "m, factor on the KL term",
-            "source": "public code @6ccf070, ResNet18's JSON",
-        },
-        "reduction": {
-            "default": "mean",
-            "choices": ["mean", "batchmean"],
-            "meaning": "mean divides the KL by batch and classes, batchmean by the batch alone",
-            "source": "public code @6ccf070: nn.KLDivLoss() without arguments, hence mean",
-        },
-        "combined": {
-            "default": False,
-            "meaning": "the public code's other loss, which adds Tf-KD's virtual teacher; alpha then has no effect",
-            "source": "public code @6ccf070, loss_kd_self_plus_regularization",
-        },
-        "reg_alpha": {
-            "default": 0.1,
-            "allowed": [0.0, 1.0],
-            "meaning": "of the combined loss: its cross-entropy weighs 1 - reg_alpha",
-            "source": "Tf-KD's ResNet18 JSON @d000ab3, which DR-KD's files copy",
-        },
-        "reg_temperature": {
-            "default": 20.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "of the combined loss: T of the virtual teacher",
-            "source": "Tf-KD's ResNet18 JSON @d000ab3, which DR-KD's files copy",
-        },
+        "swap": {"default": "teacher", "choices": ["teacher", "student", "none"]},
+        "alpha": {"default": 0.95, "allowed": [0.0, 1.0]},
+        "temperature": {"default": 6.0, "allowed": [0.01, 1000.0]},
+        "multiplier": {"default": 50.0, "allowed": [0.0, 10000.0]},
+        "reduction": {"default": "mean", "choices": ["mean", "batchmean"]},
+        "combined": {"default": False},
+        "reg_alpha": {"default": 0.1, "allowed": [0.0, 1.0]},
+        "reg_temperature": {"default": 20.0, "allowed": [0.01, 1000.0]},
     },
 }
 
@@ -132,7 +88,16 @@ def exchanged(logits: Tensor, teacher: Tensor, targets: Tensor, swap: str) -> tu
 
 
 class DRKD(Method):
-    def terms(self, step):
+    swap: str
+    alpha: float
+    temperature: float
+    multiplier: float
+    reduction: str
+    combined: bool
+    reg_alpha: float
+    reg_temperature: float
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         teacher = step.teacher.logits[-1]
         step.statistics["rectified_share"] = (teacher.argmax(dim=1) != step.targets).double().mean()
         keys = ["temperature", "multiplier", "reduction", "swap"]

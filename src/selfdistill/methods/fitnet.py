@@ -1,56 +1,24 @@
 """FitNets, hints from a trained teacher's middle layer (Romero et al., ICLR 2015, arXiv 1412.6550)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.models.sections import Outputs
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method, Phase, StepError
+from selfdistill.training.method import Method, Phase, Step, StepError
 
 ABOUT = {
     "class": "FitNet",
-    "title": "FitNet",
-    "name": "FitNets: hints for thin deep nets",
-    "paper": "1412.6550",
-    "group": "with a teacher",
     "needs": ["teacher", "companion"],
-    "cost": 2.35,
     "hyper": {
-        "weight": {
-            "default": 100.0,
-            "allowed": [0.0, 100000.0],
-            "meaning": "weight of the hint",
-            "source": "RepDistiller scripts/run_cifar_distill.sh @b84f547",
-        },
-        "section": {
-            "default": 2,
-            "allowed": [1, 100],
-            "meaning": "the section, 1 the shallowest, whose map is compared, of student and teacher",
-            "source": "RepDistiller train_student.py @b84f547, hint_layer",
-        },
-        "two_stages": {
-            "default": False,
-            "meaning": "first the hint alone, then knowledge distillation alone, as the paper; else labels and hint",
-            "source": "RepDistiller trains in one stage, the paper in two",
-        },
-        "split": {
-            "default": 0.5,
-            "allowed": [0.01, 0.99],
-            "meaning": "of two stages: share of the epochs that the first takes",
-            "source": "our choice; the paper trains the first until it stops improving",
-        },
-        "kd_weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "of two stages: weight of T^2 KL beside the cross-entropy in the second",
-            "source": "our choice; the paper lowers its weight from 4 to 1, recalled, unverified",
-        },
-        "temperature": {
-            "default": 3.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "of two stages: T of the second",
-            "source": "our choice; the paper's is recalled as 3, unverified",
-        },
+        "weight": {"default": 100.0, "allowed": [0.0, 100000.0]},
+        "section": {"default": 2, "allowed": [1, 100]},
+        "two_stages": {"default": False},
+        "split": {"default": 0.5, "allowed": [0.01, 0.99]},
+        "kd_weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
+        "temperature": {"default": 3.0, "allowed": [0.01, 1000.0]},
     },
 }
 
@@ -91,19 +59,26 @@ class Regressor(nn.Module):
 
 
 class FitNet(Method):
-    def phases(self, epochs):
+    weight: float
+    section: int
+    two_stages: bool
+    split: float
+    kd_weight: float
+    temperature: float
+
+    def phases(self, epochs: int) -> list[Phase]:
         if not self.two_stages or epochs == 1:
             return [Phase(epochs)]
         first = min(max(round(self.split * epochs), 1), epochs - 1)
         return [Phase(first), Phase(epochs - first)]
 
-    def companion(self, student, teacher, fresh):
+    def companion(self, student: Outputs, teacher: Outputs | None, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         common = min(len(student.maps), len(teacher.maps))
         if self.section > common:
             raise StepError(f"FitNet: section {self.section}; allowed: 1 to {common}, which student and teacher have")
         return Regressor(student.maps[self.section - 1], teacher.maps[self.section - 1], self.section)
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits, teacher = step.student.logits[-1], step.teacher
         hint = teacher.maps[self.section - 1]
         terms = fitnet_terms(logits, step.companion.maps[0], hint, step.targets, weight=self.weight)

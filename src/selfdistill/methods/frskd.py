@@ -1,45 +1,23 @@
 """FRSKD, feature refinement via self-knowledge distillation (Ji et al., CVPR 2021, arXiv 2103.08273)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdistill.models.bifpn import BiFPN
+from selfdistill.models.sections import Outputs
 from selfdistill.training.losses import attention_distance, softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "FRSKD",
-    "title": "FRSKD",
-    "name": "Feature Refinement via Self-Knowledge Distillation",
-    "paper": "2103.08273",
-    "group": "teacher-free rivals",
     "needs": ["companion"],
-    "cost": 2.43,
     "hyper": {
-        "alpha": {
-            "default": 2.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of T^2 KL from the self-teacher's prediction",
-            "source": "public code @98b87e5, as run for CIFAR-100; main.py's default is 1",
-        },
-        "beta": {
-            "default": 100.0,
-            "allowed": [0.0, 100000.0],
-            "meaning": "weight of the attention maps' distances to the refined ones",
-            "source": "public code @98b87e5, as run for CIFAR-100; main.py's default is 0",
-        },
-        "temperature": {
-            "default": 4.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "public code @3173f22, main.py",
-        },
-        "width": {
-            "default": 2,
-            "allowed": [1, 16],
-            "meaning": "the self-teacher's channels, as a multiple of the network's",
-            "source": "public code @3173f22, main.py",
-        },
+        "alpha": {"default": 2.0, "allowed": [0.0, 1000.0]},
+        "beta": {"default": 100.0, "allowed": [0.0, 100000.0]},
+        "temperature": {"default": 4.0, "allowed": [0.01, 1000.0]},
+        "width": {"default": 2, "allowed": [1, 16]},
     },
 }
 
@@ -71,11 +49,16 @@ def frskd_terms(
 
 
 class FRSKD(Method):
-    def companion(self, student, teacher, fresh):
+    alpha: float
+    beta: float
+    temperature: float
+    width: int
+
+    def companion(self, student: Outputs, teacher: Outputs | None, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         channels = [m.shape[1] for m in student.maps]
         return BiFPN(channels, classes=student.logits[-1].shape[1], width=self.width)
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         refined = step.companion
         return frskd_terms(
             step.student.logits[-1],

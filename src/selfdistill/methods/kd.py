@@ -4,29 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "KD",
-    "title": "KD",
-    "name": "Knowledge Distillation",
-    "paper": "1503.02531",
-    "group": "with a teacher",
     "needs": ["teacher"],
-    "cost": 2.33,
     "hyper": {
-        "alpha": {
-            "default": 0.9,
-            "allowed": [0.0, 1.0],
-            "meaning": "weight of distillation; the cross-entropy weighs 1 - alpha",
-            "source": "RepDistiller scripts/run_cifar_distill.sh @b84f547",
-        },
-        "temperature": {
-            "default": 4.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "RepDistiller @b84f547, kd_T, recalled",
-        },
+        "alpha": {"default": 0.9, "allowed": [0.0, 1.0]},
+        "temperature": {"default": 4.0, "allowed": [0.01, 1000.0]},
     },
 }
 
@@ -42,6 +27,9 @@ def kd_terms(
 
 
 class KD(Method):
-    def terms(self, step):
+    alpha: float
+    temperature: float
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits, teacher = step.student.logits[-1], step.teacher.logits[-1]
         return kd_terms(logits, teacher, step.targets, alpha=self.alpha, temperature=self.temperature)

@@ -4,29 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import smoothed_cross_entropy
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "LabelSmoothing",
-    "title": "Label smoothing",
-    "name": "Label smoothing",
-    "paper": "1512.00567",
-    "group": "teacher-free rivals",
     "needs": [],
-    "cost": 1.0,
     "hyper": {
-        "epsilon": {
-            "default": 0.1,
-            "allowed": [0.0, 1.0],
-            "meaning": "share of the target that is taken from the label and spread",
-            "source": "Szegedy et al. 2016, section 7",
-        },
-        "spread": {
-            "default": "all",
-            "choices": ["all", "others"],
-            "meaning": "evenly over all K classes, the label's included, or over the other K - 1",
-            "source": "all: Szegedy et al. 2016 and torch; others: Tf-KD my_loss_function.py @d000ab3",
-        },
+        "epsilon": {"default": 0.1, "allowed": [0.0, 1.0]},
+        "spread": {"default": "all", "choices": ["all", "others"]},
     },
 }
 
@@ -42,6 +27,9 @@ def label_smoothing(logits: Tensor, targets: Tensor, *, epsilon: float, spread: 
 
 
 class LabelSmoothing(Method):
-    def terms(self, step):
+    epsilon: float
+    spread: str
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         return {"cross_entropy": label_smoothing(logits, step.targets, epsilon=self.epsilon, spread=self.spread)}

@@ -6,41 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Phase, Step
 
 ABOUT = {
     "class": "MeanTeacher",
-    "title": "Mean teacher",
-    "name": "Mean Teacher (self-distillation from an exponential moving average)",
-    "paper": "1703.01780",
-    "group": "teacher-free rivals",
     "needs": ["average"],
-    "cost": 1.33,
     "hyper": {
-        "decay": {
-            "default": 0.97,
-            "allowed": [0.0, 1.0],
-            "meaning": "share of itself that the average keeps at each step, once it is the mean of enough states",
-            "source": "public code pytorch/experiments/cifar10_test.py @59f8fd6",
-        },
-        "consistency": {
-            "default": "mse",
-            "choices": ["mse", "kl"],
-            "meaning": "distance of the two predictions: mean squared difference of probabilities, or KL",
-            "source": "public code pytorch/experiments/cifar10_test.py @59f8fd6",
-        },
-        "weight": {
-            "default": 100.0,
-            "allowed": [0.0, 10000.0],
-            "meaning": "weight of the consistency, after the ramp",
-            "source": "public code pytorch/experiments/cifar10_test.py @59f8fd6",
-        },
-        "rampup_epochs": {
-            "default": 5,
-            "allowed": [0, 1000],
-            "meaning": "epochs in which that weight grows as exp(-5 (1 - t)^2)",
-            "source": "public code pytorch/experiments/cifar10_test.py @59f8fd6 and mean_teacher/ramps.py",
-        },
+        "decay": {"default": 0.97, "allowed": [0.0, 1.0]},
+        "consistency": {"default": "mse", "choices": ["mse", "kl"]},
+        "weight": {"default": 100.0, "allowed": [0.0, 10000.0]},
+        "rampup_epochs": {"default": 5, "allowed": [0, 1000]},
     },
 }
 
@@ -62,11 +37,16 @@ def ramp(epochs_over: Tensor, length: int) -> Tensor:
 
 
 class MeanTeacher(Method):
-    def phases(self, epochs):
+    decay: float
+    consistency: str
+    weight: float
+    rampup_epochs: int
+
+    def phases(self, epochs: int) -> list[Phase]:
         self.epochs = epochs
         return super().phases(epochs)
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         weight = self.weight * ramp(step.progress * self.epochs, self.rampup_epochs)
         return {

@@ -1,31 +1,18 @@
 """Plain training for as long as a method costs in all: what its price would have bought without it."""
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from selfdistill.training.method import Method, Phase
+from selfdistill.training.method import Method, Phase, Step
 
-ABOUT = {
-    "class": "PlainEqualCost",
-    "title": "Plain, equal cost",
-    "name": "Cross-entropy at equal total cost",
-    "paper": None,
-    "group": "controls",
-    "needs": [],
-    "cost": 2.33,
-    "hyper": {
-        "factor": {
-            "default": 2.333,
-            "allowed": [1.0, 100.0],
-            "meaning": "epochs, as a multiple of the recipe's",
-            "source": "a teacher of the student's size (1), the student (1) and the teacher's forward passes (1/3)",
-        },
-    },
-}
+ABOUT = {"class": "PlainEqualCost", "needs": [], "hyper": {"factor": {"default": 2.333, "allowed": [1.0, 100.0]}}}
 
 
 class PlainEqualCost(Method):
-    def phases(self, epochs):
+    factor: float
+
+    def phases(self, epochs: int) -> list[Phase]:
         return [Phase(max(round(self.factor * epochs), 1))]
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         return {"cross_entropy": F.cross_entropy(step.student.logits[-1], step.targets)}

@@ -4,25 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import soft_cross_entropy
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Phase, Step
 
-ABOUT = {
-    "class": "PSKD",
-    "title": "PS-KD",
-    "name": "Progressive Self-Knowledge Distillation",
-    "paper": "2006.12000",
-    "group": "teacher-free rivals",
-    "needs": ["memory"],
-    "cost": 1.0,
-    "hyper": {
-        "alpha": {
-            "default": 0.8,
-            "allowed": [0.0, 1.0],
-            "meaning": "alpha_T, share of the past prediction in the target at the end; it grows linearly",
-            "source": "the paper, section 4, and the public code @9aa0828",
-        },
-    },
-}
+ABOUT = {"class": "PSKD", "needs": ["memory"], "hyper": {"alpha": {"default": 0.8, "allowed": [0.0, 1.0]}}}
 
 
 def progressive_cross_entropy(logits: Tensor, past: Tensor, targets: Tensor, share: Tensor | float) -> Tensor:
@@ -35,11 +19,13 @@ def progressive_cross_entropy(logits: Tensor, past: Tensor, targets: Tensor, sha
 
 
 class PSKD(Method):
-    def phases(self, epochs):
+    alpha: float
+
+    def phases(self, epochs: int) -> list[Phase]:
         self.epochs = epochs
         return super().phases(epochs)
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         if step.past is None:  # the first epoch learns from the labels alone
             return {"cross_entropy": F.cross_entropy(logits, step.targets)}

@@ -11,41 +11,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from selfdistill.training.losses import smoothed_cross_entropy
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "SD",
-    "title": "SD (our reading)",
-    "name": "Self-Feature Regularization / Self Distillation",
-    "paper": "2103.07350",
-    "group": "the four papers",
     "needs": ["host"],
-    "cost": 1.0,
     "hyper": {
-        "feature_weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "beta, weight of the summed feature distances",
-            "source": "our choice",
-        },
-        "distance": {
-            "default": "emd",
-            "choices": ["emd", "cdf"],
-            "meaning": "emd: earth mover's distance of local descriptors, exact; cdf: the cheap one of spatial energy",
-            "source": "our reading of the abstract's EMD-l2",
-        },
-        "smoothing": {
-            "default": 0.1,
-            "allowed": [0.0, 1.0],
-            "meaning": "epsilon that the dynamic label smoothing grows to",
-            "source": "our choice; the abstract names dynamic label smoothing without a schedule",
-        },
-        "dynamics": {
-            "default": "linear",
-            "choices": ["linear", "posterior"],
-            "meaning": "epsilon grows linearly with the epochs, or with the network's own probability of the label",
-            "source": "our choice; the abstract names dynamic label smoothing without a schedule",
-        },
+        "feature_weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
+        "distance": {"default": "emd", "choices": ["emd", "cdf"]},
+        "smoothing": {"default": 0.1, "allowed": [0.0, 1.0]},
+        "dynamics": {"default": "linear", "choices": ["linear", "posterior"]},
     },
 }
 
@@ -91,11 +66,16 @@ def cdf_l2(shallow: Tensor, deep: Tensor) -> Tensor:
 
 
 class SD(Method):
+    feature_weight: float
+    distance: str
+    smoothing: float
+    dynamics: str
+
     @property
-    def needs(self):
+    def needs(self) -> frozenset[str]:
         return super().needs if self.distance == "emd" else frozenset()
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         *shallow, deepest = step.student.maps
         logits, targets = step.student.logits[-1], step.targets
         grown = step.progress

@@ -4,41 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import kl_from
-from selfdistill.training.method import Method, Phase
+from selfdistill.training.method import Method, Phase, Step
 
 ABOUT = {
     "class": "SnapshotDistillation",
-    "title": "Snapshot",
-    "name": "Snapshot Distillation",
-    "paper": "1812.00123",
-    "group": "teacher-free rivals",
     "needs": [],
-    "cost": 1.17,
     "hyper": {
-        "cycles": {
-            "default": 2,
-            "allowed": [2, 100],
-            "meaning": "learning-rate cycles of equal length that share the epochs; the end of each teaches the next",
-            "source": "our choice; the abstract names cycles without their number",
-        },
-        "temperature": {
-            "default": 2.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T that smooths the teacher; the student is not softened",
-            "source": "the abstract smooths the teacher's signal; the value is recalled, unverified",
-        },
-        "label_weight": {
-            "default": 1.5,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of the cross-entropy from the second cycle on",
-            "source": "1 + 1/T, recalled, unverified",
-        },
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of the KL term",
-            "source": "recalled, unverified",
-        },
+        "cycles": {"default": 2, "allowed": [2, 100]},
+        "temperature": {"default": 2.0, "allowed": [0.01, 1000.0]},
+        "label_weight": {"default": 1.5, "allowed": [0.0, 1000.0]},
+        "weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
     },
 }
 
@@ -55,12 +30,17 @@ def snapshot_terms(
 
 
 class SnapshotDistillation(Method):
-    def phases(self, epochs):
+    cycles: int
+    temperature: float
+    label_weight: float
+    weight: float
+
+    def phases(self, epochs: int) -> list[Phase]:
         cycles = min(self.cycles, epochs)
         lengths = [epochs * (i + 1) // cycles - epochs * i // cycles for i in range(cycles)]
         return [Phase(length, learns_from_previous=i > 0) for i, length in enumerate(lengths)]
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         if step.teacher is None:
             return {"cross_entropy": F.cross_entropy(logits, step.targets)}

@@ -4,46 +4,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method, Phase
+from selfdistill.training.method import Method, Phase, Step
 
 ABOUT = {
     "class": "SRDL",
-    "title": "SRDL",
-    "name": "Self-Referenced Deep Learning",
-    "paper": "1811.07598",
-    "group": "the four papers",
     "needs": [],
-    "cost": 1.17,
     "hyper": {
-        "temperature": {
-            "default": 3.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "the same authors' ONE, loss/kl_loss.py @54afde3; SRDL's own value is not known",
-        },
-        "weight": {
-            "default": 1.0,
-            "allowed": [0.0, 1000.0],
-            "meaning": "weight of T^2 KL(reference || network) beside the cross-entropy of stage II",
-            "source": "equal weights, recalled, unverified",
-        },
-        "split": {
-            "default": 0.5,
-            "allowed": [0.01, 0.99],
-            "meaning": "share of the epochs that stage I takes",
-            "source": "two stages of equal length, recalled, unverified",
-        },
-        "restart": {
-            "default": True,
-            "meaning": "stage II begins from freshly random weights",
-            "source": "the paper's key ablation, recalled, unverified",
-        },
-        "reference_mode": {
-            "default": "eval",
-            "choices": ["eval", "train"],
-            "meaning": "whether the reference normalises by its running statistics or by each batch's",
-            "source": "our choice; the paper's is not known",
-        },
+        "temperature": {"default": 3.0, "allowed": [0.01, 1000.0]},
+        "weight": {"default": 1.0, "allowed": [0.0, 1000.0]},
+        "split": {"default": 0.5, "allowed": [0.01, 0.99]},
+        "restart": {"default": True},
+        "reference_mode": {"default": "eval", "choices": ["eval", "train"]},
     },
 }
 
@@ -61,7 +32,13 @@ def referenced_terms(
 
 
 class SRDL(Method):
-    def phases(self, epochs):
+    temperature: float
+    weight: float
+    split: float
+    restart: bool
+    reference_mode: str
+
+    def phases(self, epochs: int) -> list[Phase]:
         if epochs == 1:
             return [Phase(1)]
         first = min(max(round(self.split * epochs), 1), epochs - 1)
@@ -69,7 +46,7 @@ class SRDL(Method):
         second = Phase(epochs - first, self.restart, True, teacher_in_training_mode=in_training_mode)
         return [Phase(first), second]
 
-    def terms(self, step):
+    def terms(self, step: Step) -> dict[str, Tensor]:
         logits = step.student.logits[-1]
         if step.teacher is None:
             return {"cross_entropy": F.cross_entropy(logits, step.targets)}

@@ -4,52 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import kl_from, virtual_teacher
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "TfKDReg",
-    "title": "Tf-KD reg",
-    "name": "Teacher-free knowledge distillation by manually designed regularisation",
-    "paper": "1909.11723",
-    "group": "teacher-free rivals",
     "needs": [],
-    "cost": 1.0,
     "hyper": {
-        "alpha": {
-            "default": 0.1,
-            "allowed": [0.0, 1.0],
-            "meaning": "weight of the virtual teacher; the cross-entropy weighs 1 - alpha",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "temperature": {
-            "default": 20.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the virtual teacher",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "multiplier": {
-            "default": 100.0,
-            "allowed": [0.0, 10000.0],
-            "meaning": "m, factor on the KL term",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "correct": {
-            "default": 0.99,
-            "allowed": [0.01, 1.0],
-            "meaning": "the virtual teacher's probability of the label, before it is softened",
-            "source": "public code @d000ab3, my_loss_function.py",
-        },
-        "soften_student": {
-            "default": False,
-            "meaning": "divide the student's logits by T, too",
-            "source": "the paper's equation does; the code for CIFAR-100 does not, which its author found better",
-        },
-        "reduction": {
-            "default": "mean",
-            "choices": ["mean", "batchmean"],
-            "meaning": "mean divides the KL by batch and classes, batchmean by the batch alone",
-            "source": "public code @d000ab3: nn.KLDivLoss() without arguments, hence mean",
-        },
+        "alpha": {"default": 0.1, "allowed": [0.0, 1.0]},
+        "temperature": {"default": 20.0, "allowed": [0.01, 1000.0]},
+        "multiplier": {"default": 100.0, "allowed": [0.0, 10000.0]},
+        "correct": {"default": 0.99, "allowed": [0.01, 1.0]},
+        "soften_student": {"default": False},
+        "reduction": {"default": "mean", "choices": ["mean", "batchmean"]},
     },
 }
 
@@ -79,6 +45,13 @@ def tfkd_reg_terms(
 
 
 class TfKDReg(Method):
-    def terms(self, step):
+    alpha: float
+    temperature: float
+    multiplier: float
+    correct: float
+    soften_student: bool
+    reduction: str
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         hyper = {name: getattr(self, name) for name in ABOUT["hyper"]}
         return tfkd_reg_terms(step.student.logits[-1], step.targets, **hyper)

@@ -4,41 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.training.losses import softened_kl
-from selfdistill.training.method import Method
+from selfdistill.training.method import Method, Step
 
 ABOUT = {
     "class": "TfKDSelf",
-    "title": "Tf-KD self",
-    "name": "Teacher-free knowledge distillation by self-training",
-    "paper": "1909.11723",
-    "group": "teacher-free rivals",
     "needs": ["teacher"],
-    "cost": 2.33,
     "hyper": {
-        "alpha": {
-            "default": 0.95,
-            "allowed": [0.0, 1.0],
-            "meaning": "weight of distillation; the cross-entropy weighs 1 - alpha",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "temperature": {
-            "default": 6.0,
-            "allowed": [0.01, 1000.0],
-            "meaning": "T of the softened distributions",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "multiplier": {
-            "default": 50.0,
-            "allowed": [0.0, 10000.0],
-            "meaning": "m, factor on the KL term",
-            "source": "public code @d000ab3, ResNet18's JSON",
-        },
-        "reduction": {
-            "default": "mean",
-            "choices": ["mean", "batchmean"],
-            "meaning": "mean divides the KL by batch and classes, batchmean by the batch alone",
-            "source": "public code @d000ab3: nn.KLDivLoss() without arguments, hence mean",
-        },
+        "alpha": {"default": 0.95, "allowed": [0.0, 1.0]},
+        "temperature": {"default": 6.0, "allowed": [0.01, 1000.0]},
+        "multiplier": {"default": 50.0, "allowed": [0.0, 10000.0]},
+        "reduction": {"default": "mean", "choices": ["mean", "batchmean"]},
     },
 }
 
@@ -63,6 +38,11 @@ def tfkd_self_terms(
 
 
 class TfKDSelf(Method):
-    def terms(self, step):
+    alpha: float
+    temperature: float
+    multiplier: float
+    reduction: str
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
         hyper = {name: getattr(self, name) for name in ABOUT["hyper"]}
         return tfkd_self_terms(step.student.logits[-1], step.teacher.logits[-1], step.targets, **hyper)

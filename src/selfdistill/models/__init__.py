@@ -1,178 +1,140 @@
-"""Networks cut into sections, by name.  Nothing here imports torch until a network is built."""
+"""Networks cut into sections, by name: one file a family and its card, found by file name.
 
+A family's file holds a literal `NETWORKS` (name: class and arguments) beside its classes.  The literal is read
+without running the file, so that nothing here imports torch until a network is built.  A file of your own has
+the same form; `own` names such files.
+"""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-# what the residual networks of 18 layers have in common
-EIGHTEEN = {"widths": (64, 128, 256, 512), "blocks": (2, 2, 2, 2), "strides": (1, 2, 2, 2), "exit_width": 128}
+from selfdistill.errors import UserError
 
+if TYPE_CHECKING:
+    from selfdistill.models.sections import SectionedNetwork
 
-def bottlenecks(*blocks: int, imagenet: bool = False) -> tuple[str, str, dict]:
-    """ResNet-50 and deeper.  Exits as those of resnet18, biases included: of fixed width, whatever the depth."""
-    return (
-        "resnet",
-        "ResNet",
-        {
-            "widths": (256, 512, 1024, 2048),
-            "blocks": blocks,
-            "strides": (1, 2, 2, 2),
-            "stem_width": 64,
-            "inner": (64, 128, 256, 512),
-            "imagenet": imagenet,
-            "exit_width": 128,
-            "exit_bias": True,
-        },
-    )
-
-
-def resnet_of_three_stages(n: int, padded: bool = False) -> tuple[str, str, dict]:
-    """He et al.'s own network for CIFAR, 6n + 2 layers.  Exits half the deepest width: they then add a seventh
-    to the parameters of resnet20, as resnet18's do (a sixth), where a quarter, 16, would add only a thirteenth.
-
-    padded: their shortcuts (option A, zeros for new channels); else 1x1 convolutions (option B).
-    """
-    return (
-        "resnet",
-        "ResNet",
-        {"widths": (16, 32, 64), "blocks": (n, n, n), "strides": (1, 2, 2), "padded": padded, "exit_width": 32},
-    )
-
-
-def halved(n: int) -> tuple[int, int, int, int]:
-    """The blocks of four sections that are three stages of n, the last of which is cut in half.
-
-    BYOT reports four classifiers of every network.
-    """
-    return (n, n, n - n // 2, n // 2)
-
-
-def resnext29(cardinality: int) -> tuple[str, str, dict]:
-    """Three stages of three bottlenecks, `cardinality` groups of 64 channels wide in the first."""
-    return (
-        "resnet",
-        "ResNet",
-        {
-            "widths": (256, 512, 1024, 1024),
-            "blocks": halved(3),
-            "strides": (1, 2, 2, 1),
-            "stem_width": 64,
-            "inner": tuple(64 * cardinality * scale for scale in (1, 2, 4, 4)),
-            "groups": cardinality,
-            "exit_width": 128,
-        },
-    )
-
-
-def wide_resnet(n: int, widening: int) -> tuple[str, str, dict]:
-    """Zagoruyko and Komodakis' network: three stages of n blocks, 6n + 4 layers."""
-    return (
-        "preact_resnet",
-        "PreActResNet",
-        {
-            "stem_width": 16,
-            "widths": tuple(widening * width for width in (16, 32, 64, 64)),
-            "blocks": halved(n),
-            "strides": (1, 2, 2, 1),
-            "last_activation": True,
-            "exit_width": min(128, 32 * widening),
-        },
-    )
-
-
-# name: (module, class, arguments).  The sections are what the exits of BYOT and the feature losses
-# of SD see; `exit_width` is the width of the bottleneck in a shallow exit, 128 or, where that is less, half
-# the deepest map's channels; `exit_bias` (false where it is left out) whether its convolutions have biases.
-# docs/networks.md is the card of each: form, cut, parameters and multiply-adds.
-NETWORKS = {
-    # 10 layers, four sections of one basic block, for images of 8 to 32 pixels on a CPU
-    "resnet10-slim": (
-        "resnet",
-        "ResNet",
-        {"widths": (16, 32, 48, 64), "blocks": (1, 1, 1, 1), "strides": (1, 2, 2, 1), "exit_width": 32},
-    ),
-    # the CIFAR form of ResNet-18, cut before every change of width; its exits are to the letter those of
-    # BYOT's journal code, superfluous biases included, so that the counts are that code's
-    "resnet18": ("resnet", "ResNet", {**EIGHTEEN, "exit_bias": True}),
-    "resnet50": bottlenecks(3, 4, 6, 3),
-    "resnet101": bottlenecks(3, 4, 23, 3),
-    "resnet152": bottlenecks(3, 8, 36, 3),
-    "resnet20": resnet_of_three_stages(3),
-    "resnet32": resnet_of_three_stages(5),
-    "resnet110": resnet_of_three_stages(18),
-    "resnet20-a": resnet_of_three_stages(3, padded=True),
-    "resnet32-a": resnet_of_three_stages(5, padded=True),
-    "resnet110-a": resnet_of_three_stages(18, padded=True),
-    # cut after the first three of five stages
-    "vgg19-bn": (
-        "vgg",
-        "VGG",
-        {"sections": (((64, 2),), ((128, 2),), ((256, 4),), ((512, 4), (512, 4))), "exit_width": 128},
-    ),
-    "resnext29-8x64d": resnext29(8),
-    "resnext29-4x64d": resnext29(4),
-    "wrn16-4": wide_resnet(2, 4),
-    "wrn40-2": wide_resnet(6, 2),
-    "wrn28-10": wide_resnet(4, 10),
-    # BYOT's names for what have 6n + 4 = 22 and 46 layers; see the card
-    "wrn20-8": wide_resnet(3, 8),
-    "wrn44-8": wide_resnet(7, 8),
-    "pyramidnet101-240": (
-        "pyramidnet",
-        "PyramidNet",
-        {"widening": 240, "blocks": halved(11), "strides": (1, 2, 2, 1), "bottleneck": True, "exit_width": 128},
-    ),
-    "pyramidnet110-270": (
-        "pyramidnet",
-        "PyramidNet",
-        {"widening": 270, "blocks": halved(18), "strides": (1, 2, 2, 1), "bottleneck": False, "exit_width": 128},
-    ),
-    # CS-KD's and PS-KD's form of it
-    "preact-resnet18": (
-        "preact_resnet",
-        "PreActResNet",
-        {**EIGHTEEN, "stem_width": 64, "last_activation": False},
-    ),
-    "mobilenetv2": ("mobilenet", "MobileNetV2", {"exit_width": 128}),
-    "shufflenetv2": ("shufflenet", "ShuffleNetV2", {"exit_width": 128}),
-    "googlenet": ("googlenet", "GoogLeNet", {"exit_width": 128}),
-    "densenet121": ("densenet", "DenseNet", {"growth": 32, "blocks": (6, 12, 24, 16), "exit_width": 128}),
-    # the forms for images of some 224 pixels
-    "resnet18-imagenet": (
-        "resnet",
-        "ResNet",
-        {**EIGHTEEN, "imagenet": True, "exit_bias": True},
-    ),
-    "resnet50-imagenet": bottlenecks(3, 4, 6, 3, imagenet=True),
-    "resnet101-imagenet": bottlenecks(3, 4, 23, 3, imagenet=True),
-    "resnet152-imagenet": bottlenecks(3, 8, 36, 3, imagenet=True),
-}
-
-
+FOLDER = Path(__file__).parent
 # Any network of the timm library goes by its name there behind this prefix: `timm:convnext_tiny`
 TIMM = "timm:"
+OF_EXITS = "exit_width", "exit_bias"  # arguments of an entry that are not the backbone's
 
 
-class NetworkError(ValueError):
+class NetworkError(UserError, ValueError):
     """A network that cannot be built as asked for; the message says why and what is allowed."""
 
 
-def build(name: str, *, channels: int, classes: int, size: tuple[int, int], exits: bool, seed: int):
+def names(own: Sequence[Path] = ()) -> list[str]:
+    """Every network's name, family by family; those of timm are not listed.  NetworkError: a file of `own` that is
+    no family, or a name that stands in two files."""
+    found: dict[str, Path] = {}
+    for path in families(own):
+        for name in entries(path) or ():
+            if name in found:
+                raise NetworkError(f"{path}: {name!r} is a network of {found[name].name}, too; choose another name")
+            found[name] = path
+    return list(found)
+
+
+def families(own: Sequence[Path] = ()) -> list[Path]:
+    """The files that hold networks: those of this folder, then a user's own."""
+    shipped = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__" and entries(path) is not None]
+    for path in own:
+        if entries(Path(path)) is None:
+            raise NetworkError(f"{path}: no NETWORKS in it; allowed: a file as docs/networks.md shows it")
+    return [*shipped, *map(Path, own)]
+
+
+@cache
+def entries(path: Path) -> dict[str, dict] | None:
+    """The literal `NETWORKS` of a file, or None where it has none.  NetworkError: no Python, or no literal."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise NetworkError(f"{path}: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        raise NetworkError(f"{path}: {line}no valid Python ({getattr(error, 'msg', error)})") from None
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "NETWORKS":
+            form = "allowed: {name: {'class': name of a class in this file, and its arguments}}, all literal"
+            try:
+                found = ast.literal_eval(statement.value)
+            except ValueError:
+                raise NetworkError(f"{path}: line {statement.lineno}: NETWORKS is no literal; {form}") from None
+            if not isinstance(found, dict) or not all(
+                isinstance(name, str) and isinstance(entry, dict) and isinstance(entry.get("class"), str)
+                for name, entry in found.items()
+            ):
+                raise NetworkError(f"{path}: line {statement.lineno}: NETWORKS: {form}")
+            return found
+    return None
+
+
+def family_file(name: str, own: Sequence[Path] = ()) -> Path | None:
+    """The file of a network's family; None for one of timm.  NetworkError: nobody has it."""
+    if name.startswith(TIMM):
+        return None
+    for path in families(own):
+        if name in (entries(path) or {}):
+            return path
+    raise NetworkError(f"{name!r} is no network; there are {', '.join(names(own))}, {TIMM}NAME")
+
+
+def arguments(name: str, own: Sequence[Path] = ()) -> dict:
+    """What stands beside a network's name: its class, and the arguments that make it this network; of one of timm
+    nothing."""
+    file = family_file(name, own)
+    return {} if file is None else dict((entries(file) or {})[name])
+
+
+def card(family: str) -> str:
+    """The card of a family, as Markdown."""
+    return (FOLDER / f"{family}.md").read_text(encoding="utf-8")
+
+
+def build(
+    name: str,
+    *,
+    channels: int,
+    classes: int,
+    size: tuple[int, int],
+    exits: bool,
+    seed: int,
+    own: Sequence[Path] = (),
+) -> "SectionedNetwork":
     """A freshly initialised `SectionedNetwork`.
 
-    channels, size: of the images, C and (H, W); exits: a classifier after every section.
+    channels, size: of the images, C and (H, W); exits: a classifier after every section; own: files of networks
+    beside those of this folder.
     The backbone and the exits draw from generators of their own, so that networks of one seed start
-    from the same backbone whether they have exits or not.  Raises NetworkError for a network of timm
-    that is not there or does not fit.
+    from the same backbone whether they have exits or not.  Raises NetworkError for a network that is not there
+    or does not fit.
     """
     if name.startswith(TIMM):
         form = {"channels": channels, "classes": classes, "size": tuple(size), "exits": exits, "seed": seed}
         return import_module(f"{__name__}.from_timm").build_network(name.removeprefix(TIMM), **form)
-    module, backbone, arguments = NETWORKS[name]
-    arguments = dict(arguments)
-    exit_width, exit_bias = arguments.pop("exit_width"), arguments.pop("exit_bias", False)
-    factory = getattr(import_module(f"{__name__}.{module}"), backbone)
+    file, entry = family_file(name, own), arguments(name, own)
+    assert file is not None  # those of timm alone have none
+    exit_width, exit_bias = entry.pop("exit_width", 128), entry.pop("exit_bias", False)
+    module = import_module(f"{__name__}.{file.stem}") if file.parent == FOLDER else module_of(file)
     sections = import_module(f"{__name__}.sections")
+    backbone = entry.pop("class")
+    if not hasattr(module, backbone):
+        raise NetworkError(f"{file}: {name}: no class {backbone!r} in this file")
     with sections.seeded(seed):
-        trunk = factory(channels=channels, classes=classes, **arguments)
+        try:
+            trunk = getattr(module, backbone)(channels=channels, classes=classes, **entry)
+        except TypeError as error:
+            raise NetworkError(f"{file}: {name}: it cannot be made so ({error})") from None
+    if lacking := [part for part in ("stem", "sections", "classifier") if not hasattr(trunk, part)]:
+        raise NetworkError(f"{file}: {name}: no {lacking[0]}; allowed: a module with stem, sections and classifier")
     with sections.seeded(seed + 1):
         return sections.SectionedNetwork(
             trunk,
@@ -181,3 +143,22 @@ def build(name: str, *, channels: int, classes: int, size: tuple[int, int], exit
             exit_width=exit_width if exits else None,
             exit_bias=exit_bias,
         )
+
+
+def module_of(file: Path) -> ModuleType:
+    """A file of a user's own, loaded once."""
+    name = f"selfdistill_own_{file.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__file__ == str(file):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise NetworkError(f"{file}: cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise NetworkError(f"{file}: {type(error).__name__} while it is loaded: {error}") from error
+    return module

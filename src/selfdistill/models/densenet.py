@@ -5,6 +5,12 @@ from torch import Tensor, nn
 
 from selfdistill.models.layers import initialise
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "densenet121": {"class": "DenseNet", "growth": 32, "blocks": (6, 12, 24, 16), "exit_width": 128},
+}
+
 
 def activated(inputs: int, outputs: int, size: int) -> list[nn.Module]:
     """Batch normalisation, ReLU and a convolution, in this order."""

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 
 from selfdistill.models import layers
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "googlenet": {"class": "GoogLeNet", "exit_width": 128},
+}
+
+
 convolution = partial(layers.convolution, bias=True)
 
 # of each inception module: the 1x1 branch; the 3x3 branch's reduction and width; the same of the 5x5

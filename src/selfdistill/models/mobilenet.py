@@ -6,6 +6,13 @@ from torch import Tensor, nn
 
 from selfdistill.models import layers
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "mobilenetv2": {"class": "MobileNetV2", "exit_width": 128},
+}
+
+
 convolution = partial(layers.convolution, bias=True, activation=nn.ReLU6)
 
 # of each stage: expansion, channels, blocks, the first one's stride (table 2 of the paper, but that the

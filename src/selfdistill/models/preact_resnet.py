@@ -5,6 +5,65 @@ from torch import Tensor, nn
 
 from selfdistill.models.layers import initialise
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "wrn16-4": {
+        "class": "PreActResNet",
+        "stem_width": 16,
+        "widths": (64, 128, 256, 256),
+        "blocks": (2, 2, 1, 1),
+        "strides": (1, 2, 2, 1),
+        "last_activation": True,
+        "exit_width": 128,
+    },
+    "wrn40-2": {
+        "class": "PreActResNet",
+        "stem_width": 16,
+        "widths": (32, 64, 128, 128),
+        "blocks": (6, 6, 3, 3),
+        "strides": (1, 2, 2, 1),
+        "last_activation": True,
+        "exit_width": 64,
+    },
+    "wrn28-10": {
+        "class": "PreActResNet",
+        "stem_width": 16,
+        "widths": (160, 320, 640, 640),
+        "blocks": (4, 4, 2, 2),
+        "strides": (1, 2, 2, 1),
+        "last_activation": True,
+        "exit_width": 128,
+    },
+    "wrn20-8": {
+        "class": "PreActResNet",
+        "stem_width": 16,
+        "widths": (128, 256, 512, 512),
+        "blocks": (3, 3, 2, 1),
+        "strides": (1, 2, 2, 1),
+        "last_activation": True,
+        "exit_width": 128,
+    },
+    "wrn44-8": {
+        "class": "PreActResNet",
+        "stem_width": 16,
+        "widths": (128, 256, 512, 512),
+        "blocks": (7, 7, 4, 3),
+        "strides": (1, 2, 2, 1),
+        "last_activation": True,
+        "exit_width": 128,
+    },
+    "preact-resnet18": {
+        "class": "PreActResNet",
+        "widths": (64, 128, 256, 512),
+        "blocks": (2, 2, 2, 2),
+        "strides": (1, 2, 2, 2),
+        "exit_width": 128,
+        "stem_width": 64,
+        "last_activation": False,
+    },
+}
+
 
 class PreActBlock(nn.Module):
     """Twice batch normalisation, ReLU and a 3x3 convolution; the shortcut is x itself, or where the shape

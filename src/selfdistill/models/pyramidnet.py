@@ -5,6 +5,27 @@ from torch import Tensor, nn
 
 from selfdistill.models.layers import initialise, pad_channels
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "pyramidnet101-240": {
+        "class": "PyramidNet",
+        "widening": 240,
+        "blocks": (11, 11, 6, 5),
+        "strides": (1, 2, 2, 1),
+        "bottleneck": True,
+        "exit_width": 128,
+    },
+    "pyramidnet110-270": {
+        "class": "PyramidNet",
+        "widening": 270,
+        "blocks": (18, 18, 9, 9),
+        "strides": (1, 2, 2, 1),
+        "bottleneck": False,
+        "exit_width": 128,
+    },
+}
+
 
 class PyramidBlock(nn.Module):
     """Batch normalisation before the first and after every convolution, ReLU between them; the shortcut is

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 
 from selfdistill.models import layers
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "shufflenetv2": {"class": "ShuffleNetV2", "exit_width": 128},
+}
+
+
 convolution = partial(layers.convolution, bias=True)
 
 # channels and units of each stage (table 5 of the paper)

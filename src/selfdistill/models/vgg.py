@@ -4,6 +4,16 @@ from torch import nn
 
 from selfdistill.models.layers import convolution, initialise
 
+# name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
+# its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
+NETWORKS = {
+    "vgg19-bn": {
+        "class": "VGG",
+        "sections": (((64, 2),), ((128, 2),), ((256, 4),), ((512, 4), (512, 4))),
+        "exit_width": 128,
+    },
+}
+
 
 class VGG(nn.Module):
     """Sections of stages, each some 3x3 convolutions and max-pooling; a linear classifier.

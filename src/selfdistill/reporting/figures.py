@@ -32,8 +32,8 @@ def draw_figures(results: Path) -> None:
         for name in ("accuracy", "exits", "cost", "runs", "curves", "robustness")
         if (results / "tables" / f"{name}.csv").is_file()
     }
-    colours = method_colours(tables["accuracy"])
-    methods = tables["accuracy"].method.nunique()
+    colours = colours_of(tables["accuracy"])
+    methods = tables["accuracy"].variant.nunique()
     many = methods > MANY
     row_a_method = (6.4, 0.45 * methods + 1.3)
     with plt.style.context(STYLE):
@@ -54,16 +54,16 @@ def draw_figures(results: Path) -> None:
             plt.close(figure)
 
 
-def method_colours(accuracy: pd.DataFrame) -> dict[str, tuple]:
-    """One colour a method, the same in every figure; the control is grey.
+def colours_of(accuracy: pd.DataFrame) -> dict[str, tuple]:
+    """One colour a variant, the same in every figure; the control is grey.
 
     Of more than ten methods those of one group differ among themselves; the eleventh of a group begins anew.
     """
-    controls = set(accuracy[accuracy.verdict == "control"].method)
-    others = accuracy[~accuracy.method.isin(controls)].drop_duplicates("method")
+    controls = set(accuracy[accuracy.verdict == "control"].variant)
+    others = accuracy[~accuracy.variant.isin(controls)].drop_duplicates("variant")
     few = len(others) <= len(COLOURS)
     place = pd.Series(range(len(others)), others.index) if few else others.groupby("group", sort=False).cumcount()
-    chosen = {m: COLOURS[i % len(COLOURS)] for m, i in zip(others.method, place, strict=True)}
+    chosen = {m: COLOURS[i % len(COLOURS)] for m, i in zip(others.variant, place, strict=True)}
     return {**dict.fromkeys(controls, CONTROL), **chosen}
 
 
@@ -76,10 +76,10 @@ def panels(tables: dict, draw: Callable, colours: dict, size: tuple[float, float
     figure, axes = plt.subplots(*shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False)
     for i, group in enumerate(rows):
         kept = (
-            accuracy[(accuracy.group == group) | (accuracy.verdict == "control")].method if group else accuracy.method
+            accuracy[(accuracy.group == group) | (accuracy.verdict == "control")].variant if group else accuracy.variant
         )
         for model, ax in zip(models, axes[i], strict=True):
-            shown = {n: table[(table.model == model) & table.method.isin(kept)] for n, table in tables.items()}
+            shown = {n: table[(table.model == model) & table.variant.isin(kept)] for n, table in tables.items()}
             draw(ax, shown, colours)
             of = [*([model] if len(models) > 1 else []), *([group] if group else [])]
             if of:
@@ -93,8 +93,8 @@ def draw_accuracy(ax: Axes, tables: dict, colours: dict) -> None:
     table = tables["accuracy"].reset_index(drop=True)
     measure = measure_of(table.columns)
     for y, row in table.iterrows():
-        seeds = tables["runs"][tables["runs"].method == row.method][f"test_{measure.key}"]
-        ax.scatter(seeds, [y] * len(seeds), s=16, color=colours[row.method], alpha=0.35, linewidth=0, zorder=2)
+        seeds = tables["runs"][tables["runs"].variant == row.variant][f"test_{measure.key}"]
+        ax.scatter(seeds, [y] * len(seeds), s=16, color=colours[row.variant], alpha=0.35, linewidth=0, zorder=2)
     draw_rows(ax, table, judged(table), colours)
     ax.set_xlabel(f"test {measure.words} (%): dots are seeds, bars 95 % intervals of the mean")
     ax.set_title(f"Test {measure.words} by method")
@@ -118,7 +118,7 @@ def draw_rows(ax: Axes, table: pd.DataFrame, labels: list[str], colours: dict) -
     """A labelled row a method, from the top: the mean with its 95 % interval, and the control as a line."""
     key = measure_of(table.columns).key
     for y, row in table.iterrows():
-        colour = colours[row.method]
+        colour = colours[row.variant]
         ax.errorbar(row[key], y, xerr=spread(row.half_width), fmt="o", color=colour, capsize=3, zorder=3)
     for accuracy in table[table.verdict == "control"][key]:
         ax.axvline(accuracy, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
@@ -130,8 +130,8 @@ def draw_rows(ax: Axes, table: pd.DataFrame, labels: list[str], colours: dict) -
 def draw_curves(ax: Axes, tables: dict, colours: dict) -> None:
     """Validation accuracy while training, mean over seeds."""
     seen: set = set()
-    for method, rows in tables["curves"].groupby("method", sort=False):
-        colour = colours[method]
+    for variant, rows in tables["curves"].groupby("variant", sort=False):
+        colour = colours[variant]
         style = "--" if colour in seen else "-"
         seen.add(colour)
         ax.plot(rows.epoch, rows.validation_accuracy, style, color=colour, label=rows.title.iloc[0])
@@ -146,10 +146,10 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy of each exit against the cost of getting there; the control, without exits, as a point."""
     exits = tables["exits"]
     measure = measure_of(exits.columns)
-    shown = [m for m, rows in exits.groupby("method", sort=False) if len(rows) > 1 or colours[m] == CONTROL]
+    shown = [m for m, rows in exits.groupby("variant", sort=False) if len(rows) > 1 or colours[m] == CONTROL]
     step = 0.008 * exits.million_macs.max()  # aside of each other, so that no interval hides another
-    for place, method in enumerate(shown):
-        rows = exits[exits.method == method]
+    for place, variant in enumerate(shown):
+        rows = exits[exits.variant == variant]
         for part, form in ((rows[rows.exit != "ensemble"], "o-"), (rows[rows.exit == "ensemble"], "*")):
             ax.errorbar(
                 part.million_macs + step * (place - (len(shown) - 1) / 2),
@@ -157,7 +157,7 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
                 yerr=part.half_width.fillna(0),
                 fmt=form,
                 markersize=11 if form == "*" else 6,
-                color=colours[method],
+                color=colours[variant],
                 capsize=3,
                 label=rows.title.iloc[0] if form != "*" else None,
             )
@@ -169,7 +169,7 @@ def draw_exits(ax: Axes, tables: dict, colours: dict) -> None:
 
 def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy against the whole training cost, a teacher's included."""
-    table = tables["cost"].merge(tables["accuracy"][["method", "half_width"]], on="method")
+    table = tables["cost"].merge(tables["accuracy"][["variant", "half_width"]], on="variant")
     measure = measure_of(table.columns)
     table = table.dropna(subset="relative_cost")
     if table.empty:  # a study in progress
@@ -184,7 +184,7 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
             getattr(row, measure.key),
             yerr=spread(row.half_width),
             fmt="o",
-            color=colours[row.method],
+            color=colours[row.variant],
             capsize=3,
             label=row.title,
         )
@@ -198,7 +198,7 @@ def draw_cost(ax: Axes, tables: dict, colours: dict) -> None:
 
 def draw_cost_rows(ax: Axes, tables: dict, colours: dict) -> None:
     """Accuracy of many methods, the cheapest on top, each with its whole training cost."""
-    table = tables["cost"].merge(tables["accuracy"][["method", "half_width", "verdict"]], on="method")
+    table = tables["cost"].merge(tables["accuracy"][["variant", "half_width", "verdict"]], on="variant")
     table = table.sort_values("relative_cost", kind="stable").reset_index(drop=True)
     measure = measure_of(table.columns)
     costs = ["?" if pd.isna(c) else f"{c:.2f}" for c in table.relative_cost]

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from selfdistill import methods
+from selfdistill.config import Study
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.measure import measure_of
@@ -31,7 +32,7 @@ FIGURES = {
 ROBUSTNESS = "Networks as they were trained, on the images of {}. The dashed line is the control's accuracy there."
 
 
-def write_page(study, params: Path) -> None:
+def write_page(study: Study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
     frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
@@ -39,12 +40,14 @@ def write_page(study, params: Path) -> None:
     robustness = tables.robustness_table(records, study.selection, study.control).round(tables.DECIMALS)
     others = {f"robustness-{i}": ROBUSTNESS.format(i) for i in (robustness.images.unique() if len(robustness) else ())}
     measure = measure_of(frames["accuracy"].columns)
+    used = list(dict.fromkeys(study.variant(name).method for name in study.all_variants))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         study=study,
         dataset=records[0]["dataset"],
+        split=records[0].get("split"),
         headline=headline(frames["accuracy"]),
         missing=len(study.cells()) - len(records),
         tables={
@@ -61,7 +64,8 @@ def write_page(study, params: Path) -> None:
         },
         robustness=list(others),
         held_back=sorted(tables.HELD_BACK),
-        methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in study.all_methods],
+        methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in used],
+        variants=[differing(study, name) for name in study.variants],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,
         hardware=sortable(hardware_table(records)),
@@ -69,6 +73,15 @@ def write_page(study, params: Path) -> None:
         hosts=machines(records),
     )
     write_atomically(study.results / "index.html", page.encode())
+
+
+def differing(study: Study, name: str) -> dict[str, str]:
+    """A variant's name, title and method, and what it has other than the study, in words."""
+    variant, declared = study.variant(name), study.variants[name]
+    values = [
+        f"{block}.{key}: {value}" for block in ("hyper", "recipe") for key, value in getattr(declared, block).items()
+    ]
+    return {"name": name, "title": variant.title, "method": variant.method, "differs": ", ".join(values)}
 
 
 def card_address(root: str, method: str) -> str:
@@ -127,7 +140,7 @@ def embedded(path: Path) -> str:
 def hardware_table(records: list[dict]) -> pd.DataFrame:
     """One row a model and method: the hardware and precision of its runs, and what they took there."""
     rows = []
-    for model, _, group in tables.by_method(records):
+    for model, _, group in tables.by_variant(records):
         by_machine = {}
         for record in sorted(group, key=machine):
             by_machine.setdefault(machine(record), []).append(record["host"] or {})

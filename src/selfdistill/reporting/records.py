@@ -1,53 +1,28 @@
 """The records of a study's runs: what every table, figure and page is made from.
 
-results/records/<model>/<method>/<seed>.json holds a run of this checkout, written by `evaluate`.
+results/records/<model>/<variant>/<seed>.json holds a run of this checkout, written by `evaluate`.
 results/records/robustness/<data set>/... holds what `robustness` found of the same runs on other images.
 results/records/imported/... holds runs that were brought here from elsewhere, each with what it said
 of its machine; these are in Git.  DVC sees all, as one dependency of the tables.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from selfdistill import methods
-from selfdistill.config import Recipe, shown
-
-# Keys of a recipe that say where and how a run is computed, not what is trained: by these alone may
-# an imported run differ from the study.
-COMPUTING = frozenset(
-    {
-        "device",
-        "threads",
-        "determinism",
-        "precision",
-        "channels_last",
-        "compile",
-        "cuda_graphs",
-        "processes",
-        "workers",
-    }
-)
+from selfdistill.config import COMPUTING, Recipe, Study
+from selfdistill.errors import UserError
+from selfdistill.protocol import PROTOCOL
+from selfdistill.schema import shown
 
 
-class NoRecordsError(Exception):
+class NoRecordsError(UserError):
     """None of the study's cells has a record yet."""
 
 
-def record_file(study, model: str, method: str, seed: int) -> Path:
-    return study.results / "records" / model / method / f"{seed}.json"
-
-
-def host_file(study, model: str, method: str, seed: int) -> Path:
-    return study.results / "hosts" / model / method / f"{seed}.json"
-
-
-def imported_file(study, model: str, method: str, seed: int) -> Path:
-    return study.results / "records" / "imported" / model / method / f"{seed}.json"
-
-
-def read_records(study) -> list[dict]:
+def read_records(study: Study) -> list[dict]:
     """The records of the study's cells that have run, in the study's order, as `read_record` gives them.
 
     An imported run that no longer fits the study is left out, and standard error says so.  A study in
@@ -57,7 +32,8 @@ def read_records(study) -> list[dict]:
     for cell in study.cells():
         record = read_record(study, cell)
         if record and record["misfit"]:
-            print(f"{imported_file(study, *cell)}: left out, not of this study: {record['misfit']}", file=sys.stderr)
+            place = study.imported_file(*cell) if record["imported"] else study.record_file(*cell)
+            print(f"{place}: left out, not of this study: {record['misfit']}", file=sys.stderr)
         elif record:
             found.append(record)
     if not found:
@@ -65,24 +41,26 @@ def read_records(study) -> list[dict]:
     return found
 
 
-def read_record(study, cell: tuple[str, str, int]) -> dict | None:
+def read_record(study: Study, cell: tuple[str, str, int]) -> dict | None:
     """The record of a cell: as it ran here, else as it was imported, else None.
 
-    With `host`, what the run said of its machine (None if that is not known), `imported`, and `misfit`:
-    in what an imported run differs from the study (DVC watches those of this checkout), or None.
+    With `title`, the variant's; `host`, what the run said of its machine (None if that is not known); `imported`;
+    and `misfit`: in what an imported run differs from the study (DVC watches those of this checkout), or None.
+    A run of another version of the protocol is a misfit wherever it ran.
     """
-    local, imported = record_file(study, *cell), imported_file(study, *cell)
+    local, imported = study.record_file(*cell), study.imported_file(*cell)
     if local.is_file():
         record = local_record(study, local)
-        return {**record, "host": local_host(study, record), "imported": False, "misfit": None}
+        named = {"title": study.variant(cell[1]).title, "host": local_host(study, record), "imported": False}
+        return {**record, **named, "misfit": next(protocol_faults(record), None)}
     if imported.is_file():
         entry = json.loads(imported.read_text())
-        fault = next(misfits(study, entry["record"]), None)
-        return {**entry["record"], "host": entry["host"], "imported": True, "misfit": fault}
+        named = {"title": study.variant(cell[1]).title, "host": entry["host"], "imported": True}
+        return {**entry["record"], **named, "misfit": next(misfits(study, entry["record"]), None)}
     return None
 
 
-def local_record(study, path: Path) -> dict:
+def local_record(study: Study, path: Path) -> dict:
     """A record of this checkout, with `robustness` by data set where the same run was tested on other images."""
     record, cell = json.loads(path.read_text()), path.relative_to(study.results / "records")
     found = {}
@@ -94,20 +72,26 @@ def local_record(study, path: Path) -> dict:
     return {**record, "robustness": found} if found else record
 
 
-def local_host(study, record: dict) -> dict | None:
+def local_host(study: Study, record: dict) -> dict | None:
     """What a run of this checkout said of its machine, unless that is of another run of its cell."""
-    path = host_file(study, record["model"], record["method"], record["seed"])
+    path = study.host_file(record["model"], record["variant"], record["seed"])
     host = json.loads(path.read_text()) if path.is_file() else {}
     return host if host.get("weights_sha256") == record["weights_sha256"] else None
 
 
-def misfits(study, record: dict) -> Iterator[str]:
+def misfits(study: Study, record: dict) -> Iterator[str]:
     """In what a run's record differs from what the study declares: key, value, what is allowed."""
-    method = record["method"]
-    teacher, teacher_model = study.teacher_of(method)
-    wanted = {"dataset.name": study.dataset, "teacher": teacher, "teacher_model": teacher_model}
-    given = {"dataset.name": record["dataset"]["name"], "teacher": record["teacher"]}
-    given["teacher_model"] = record.get("teacher_model")  # newer than the oldest records
+    if fault := next(protocol_faults(record), None):
+        yield fault
+        return
+    resolved = study.variant(record["variant"])
+    teacher, teacher_model = study.teacher_of(record["variant"])
+    wanted = {"dataset.name": study.dataset, "method": resolved.method}
+    given = {"dataset.name": record["dataset"]["name"], "method": record["method"]}
+    splits = {key: getattr(study, key) for key in ("split", "training_images", "validation_images")}
+    wanted |= {"teacher": teacher, "teacher_model": teacher_model, "split.split": splits.pop("split"), **splits}
+    given |= {key: record.get(key) for key in ("teacher", "teacher_model", *splits)}
+    given["split.split"] = record["split"]["split"]
     prepared = study.data_folder / "training" / "dataset.json"
     if prepared.is_file():
         for part, value in json.loads(prepared.read_text())["pixels_sha256"].items():
@@ -120,13 +104,17 @@ def misfits(study, record: dict) -> Iterator[str]:
             given[f"robustness.{name}.pixels_sha256"] = tested["pixels_sha256"]
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
-    hyper = {key: spec["default"] for key, spec in methods.about(method)["hyper"].items()}
+    # a hyper-parameter without a value has that of another (a reading's), which the record names
+    hyper = {key: value for key, value in resolved.hyper.items() if value is not None}
+    known = set(resolved.hyper)
     for block, default, declared in (
-        ("recipe", recipe, study.recipe.model_dump()),
-        ("hyper", hyper, study.hyper[method]),
+        ("recipe", recipe, resolved.recipe.model_dump()),
+        ("hyper", {}, hyper),
     ):
         wanted |= {f"{block}.{key}": value for key, value in {**default, **declared}.items()}
-        given |= {f"{block}.{key}": value for key, value in {**default, **record[block]}.items()}
+        values = {**default, **record[block]}
+        open_ones = known - set(hyper) if block == "hyper" else set()
+        given |= {f"{block}.{key}": value for key, value in values.items() if key not in open_ones}
     free = {f"recipe.{key}" for key in COMPUTING}
     for key in [*wanted, *(key for key in given if key not in wanted)]:
         if key in free or (key in wanted and key in given and given[key] == wanted[key]):
@@ -138,6 +126,12 @@ def misfits(study, record: dict) -> Iterator[str]:
             yield f"{key}: {shown(given[key])} is not allowed; allowed: {allowed}"
 
 
+def protocol_faults(record: dict) -> Iterator[str]:
+    """Whether a run was made by another version of the protocol than this one."""
+    if (found := record.get("protocol", 1)) != PROTOCOL:
+        yield f"protocol: {shown(found)} is not allowed; allowed: {PROTOCOL}; train it again"
+
+
 def machine(record: dict) -> str:
     """Hardware and precision of a run, in the words of every table."""
     if record["host"] is None:
@@ -147,24 +141,26 @@ def machine(record: dict) -> str:
     return f"{record['host']['hardware']}{together}, {record['recipe'].get('precision', 'float32')}"
 
 
-def prune(study, results: Path) -> list[Path]:
+def prune(study: Study, results: Path) -> list[Path]:
     """Remove what `results` holds of cells that the study does not list; returns what was removed.
 
-    Imported records stay: nothing here could make them anew, and no table reads those of other cells.
+    Imported records stay: nothing here could make them again, and no table reads those of other cells.
     """
-    listed = {f"{model}/{method}/{seed}" for model, method, seed in study.cells()}
+    listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
+    blocks = {f"{model}/{variant}/{block}" for model, variant, _ in study.cells() for block in study.blocks}
     removed = []
     tested = sorted((results / "records" / "robustness").glob("*"))
     for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:
-        known = listed if folder not in tested or folder.name in study.robustness else set()
+        known = blocks if folder.name == "runs" else listed
+        known = known if folder not in tested or folder.name in study.robustness else set()
         for path in sorted(folder.glob("*/*/*")):
             cell = path.relative_to(folder).with_suffix("").as_posix()
             if cell in known or path.name == ".gitignore" or cell.startswith(("imported/", "robustness/")):
                 continue
-            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-                file.unlink()
-            if path.is_dir():
-                path.rmdir()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
             removed.append(path)
         for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
             if parent.is_dir() and not any(parent.iterdir()):

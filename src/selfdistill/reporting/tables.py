@@ -49,13 +49,18 @@ def write_tables(study) -> None:
     write_csv(folder / "curves.csv", curve_table(records))
     if len(corrupted):
         write_csv(folder / "robustness_sets.csv", corrupted)
-    write_text(study.results / "metrics.json", json.dumps(metrics(accuracy, cost), indent=1) + "\n")
+    write_text(study.results / "metrics.json", json.dumps(metrics(accuracy, cost), indent=1, allow_nan=False) + "\n")
 
 
-def by_method(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """(model, method, its records), in the records' order."""
-    groups = groupby(records, key=lambda r: (r["model"], r["method"]))
-    return [(model, method, list(group)) for (model, method), group in groups]
+def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """(model, variant, its records), in the records' order."""
+    groups = groupby(records, key=lambda r: (r["model"], r["variant"]))
+    return [(model, variant, list(group)) for (model, variant), group in groups]
+
+
+def named(record: dict) -> dict[str, str]:
+    """The columns that say whose a row is."""
+    return {key: record[key] for key in ("variant", "method", "title")}
 
 
 def deepest(record: dict, selection: str) -> dict[str, float]:
@@ -77,45 +82,44 @@ def means(measure: Measure, metrics: list[dict[str, float]], beside: Iterable[st
 
 
 def accuracy_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
-    """One row a model and method: mean and 95 % half-width over seeds, the difference to the control
-    paired by seed, its p adjusted over the methods of the model, and the verdict; where there are
+    """One row a model and variant: mean and 95 % half-width over seeds, the difference to the control
+    paired by seed, its p adjusted over the variants of the model, and the verdict; where there are
     imported runs, the hardware and precision of each."""
     rows, measure = [], measured(records)
-    for model, same in groupby(by_method(records), key=lambda g: g[0]):
+    for model, same in groupby(by_variant(records), key=lambda g: g[0]):
         group = list(same)
         accuracies = {
-            method: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_method}
-            for _, method, of_method in group
+            variant: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_variant}
+            for _, variant, of_variant in group
         }
         compared = comparisons(accuracies, control)
-        for _, method, of_method in group:
+        for _, variant, of_variant in group:
             row = {
                 "model": model,
-                "method": method,
-                "title": of_method[0]["title"],
-                "group": methods.about(method)["group"],
-                "n": len(of_method),
-                **means(measure, [deepest(r, selection) for r in of_method], measure.headline),
-                "sd": pd.Series(accuracies[method]).std(ddof=1),
+                **named(of_variant[0]),
+                "group": methods.about(of_variant[0]["method"])["group"],
+                "n": len(of_variant),
+                **means(measure, [deepest(r, selection) for r in of_variant], measure.headline),
+                "sd": pd.Series(accuracies[variant]).std(ddof=1),
             }
-            rows.append({**row, **compared[method]})
+            rows.append({**row, **compared[variant]})
     table = pd.DataFrame(rows)
     if any(r.get("imported") for r in records):
-        table["hardware"] = [in_words(map(imported_machine, of_method)) for _, _, of_method in by_method(records)]
+        table["hardware"] = [in_words(map(imported_machine, group)) for _, _, group in by_variant(records)]
     return table
 
 
 def comparisons(accuracies: dict[str, dict[int, float]], control: str) -> dict[str, dict]:
-    """Columns of each method: its difference to the control paired by seed, with half-width, p, p adjusted over
-    the methods, and the verdict.  accuracies: in %, by method and seed."""
+    """Columns of each variant: its difference to the control paired by seed, with half-width, p, p adjusted over
+    the variants, and the verdict.  accuracies: in %, by variant and seed."""
     reference, found = accuracies.get(control, {}), {}
-    for method, own in accuracies.items():
+    for variant, own in accuracies.items():
         pairs = [accuracy - reference[seed] for seed, accuracy in own.items() if seed in reference]
         difference, half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
-        p = math.nan if method == control else paired_p(pairs)
-        found[method] = {"difference": difference, "difference_half_width": half_width, "p": p}
-    for (method, row), p in zip(found.items(), holm([row["p"] for row in found.values()]), strict=True):
-        row |= {"p_holm": p, "verdict": "control" if method == control else verdict(row["difference"], p)}
+        p = math.nan if variant == control else paired_p(pairs)
+        found[variant] = {"difference": difference, "difference_half_width": half_width, "p": p}
+    for (variant, row), p in zip(found.items(), holm([row["p"] for row in found.values()]), strict=True):
+        row |= {"p_holm": p, "verdict": "control" if variant == control else verdict(row["difference"], p)}
     return found
 
 
@@ -133,9 +137,9 @@ def in_words(machines: Iterable[str]) -> str:
 
 
 def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
-    """One row a model, method and exit, the ensemble of all exits last; M MACs up to that exit."""
+    """One row a model, variant and exit, the ensemble of all exits last; M MACs up to that exit."""
     rows, measure = [], measured(records)
-    for model, method, group in by_method(records):
+    for model, _, group in by_variant(records):
         cost, sections = group[0]["cost"], group[0]["sections"]
         macs = cost["inference_macs"]
         tested = [r["test"][selection] for r in group]
@@ -145,7 +149,7 @@ def exit_table(records: list[dict], selection: str) -> pd.DataFrame:
         if len(macs) > 1:
             exits.append(("ensemble", cost["ensemble_macs"], [t["ensemble"] for t in tested]))
         for name, mac, metrics in exits:
-            row = {"model": model, "method": method, "title": group[0]["title"], "exit": name}
+            row = {"model": model, **named(group[0]), "exit": name}
             rows.append({**row, "million_macs": mac / 1e6, "n": len(group), **means(measure, metrics)})
     return pd.DataFrame(rows)
 
@@ -159,10 +163,10 @@ MEMBERS = {"average": "average of weights", "peer": "peer", "together": "all tog
 
 
 def member_table(records: list[dict]) -> pd.DataFrame:
-    """One row a model, method and network that its runs leave beside the last one (a generation, an average
+    """One row a model, variant and network that its runs leave beside the last one (a generation, an average
     of weights, a peer), the last one itself and the mean of all their probabilities; at the last epoch."""
     rows, measure = [], measured(records)
-    for model, method, group in by_method(records):
+    for model, _, group in by_variant(records):
         if not group[0].get("members"):
             continue
         tested = [r["test"]["last"]["members"] for r in group]
@@ -171,7 +175,7 @@ def member_table(records: list[dict]) -> pd.DataFrame:
         own = [deepest(r, "last") for r in group]
         for name, metrics in (*found.items(), ("the network", own), ("together", together)):
             words = MEMBERS.get(name, name.replace("phase_", "after phase "))
-            row = {"model": model, "method": method, "title": group[0]["title"], "member": words, "n": len(group)}
+            row = {"model": model, **named(group[0]), "member": words, "n": len(group)}
             rows.append({**row, **means(measure, metrics)})
     return pd.DataFrame(rows)
 
@@ -188,30 +192,30 @@ def tests_on(record: dict, images: str, selection: str) -> list[dict]:
 
 
 def robustness_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
-    """One row a model, data set of other images and method: accuracy on its own test split, and on the other
+    """One row a model, data set of other images and variant: accuracy on its own test split, and on the other
     images the mean over their sets and severities but for HELD_BACK, compared with the control as in
     `accuracy_table`; and the calibration error there."""
     rows = []
-    for model, same in groupby(by_method(records), key=lambda g: g[0]):
+    for model, same in groupby(by_variant(records), key=lambda g: g[0]):
         group = list(same)
         names = dict.fromkeys(name for _, _, runs in group for r in runs for name in r.get("robustness", {}))
         for images in names:
-            found = {method: [r for r in runs if tests_on(r, images, selection)] for _, method, runs in group}
-            found = {method: runs for method, runs in found.items() if runs}
+            found = {variant: [r for r in runs if tests_on(r, images, selection)] for _, variant, runs in group}
+            found = {variant: runs for variant, runs in found.items() if runs}
             means = {
-                method: {r["seed"]: mean_of_sets(tests_on(r, images, selection)) for r in runs}
-                for method, runs in found.items()
+                variant: {r["seed"]: mean_of_sets(tests_on(r, images, selection)) for r in runs}
+                for variant, runs in found.items()
             }
             accuracies = {m: {s: 100 * v["accuracy"] for s, v in of_seeds.items()} for m, of_seeds in means.items()}
             compared = comparisons(accuracies, control)
-            for method, runs in found.items():
-                mean, half_width = mean_interval(list(accuracies[method].values()))
-                row = {"model": model, "images": images, "method": method, "title": runs[0]["title"], "n": len(runs)}
-                row["group"] = methods.about(method)["group"]
+            for variant, runs in found.items():
+                mean, half_width = mean_interval(list(accuracies[variant].values()))
+                row = {"model": model, "images": images, **named(runs[0]), "n": len(runs)}
+                row["group"] = methods.about(runs[0]["method"])["group"]
                 row["own_test_accuracy"] = pd.Series([100 * deepest(r, selection)["accuracy"] for r in runs]).mean()
                 row |= {"accuracy": mean, "half_width": half_width}
-                row["ece"] = pd.Series([100 * v["ece"] for v in means[method].values()]).mean()
-                rows.append({**row, **compared[method]})
+                row["ece"] = pd.Series([100 * v["ece"] for v in means[variant].values()]).mean()
+                rows.append({**row, **compared[variant]})
     return pd.DataFrame(rows)
 
 
@@ -222,10 +226,10 @@ def mean_of_sets(tests: list[dict]) -> dict[str, float]:
 
 
 def set_table(records: list[dict], selection: str) -> pd.DataFrame:
-    """One row a model, data set of other images, method, set, severity and exit, the ensemble of all exits last:
+    """One row a model, data set of other images, variant, set, severity and exit, the ensemble of all exits last:
     mean accuracy over seeds and its half-width, likelihood and calibration error."""
     rows = []
-    for model, method, group in by_method(records):
+    for model, _, group in by_variant(records):
         for images in dict.fromkeys(name for r in group for name in r.get("robustness", {})):
             tested = [tests for r in group if (tests := tests_on(r, images, selection))]
             for of_seeds in zip(*tested, strict=True):
@@ -236,7 +240,7 @@ def set_table(records: list[dict], selection: str) -> pd.DataFrame:
                     places.append(("ensemble", [t["ensemble"] for t in of_seeds]))
                 for place, metrics in places:
                     mean, half_width = mean_interval([100 * m["accuracy"] for m in metrics])
-                    row = {"model": model, "images": images, "method": method, "title": group[0]["title"]}
+                    row = {"model": model, "images": images, **named(group[0])}
                     row |= {"set": first["set"], "severity": first["severity"], "exit": place, "n": len(metrics)}
                     row |= {"accuracy": mean, "half_width": half_width}
                     row["nll"] = pd.Series([m["nll"] for m in metrics]).mean()
@@ -246,29 +250,28 @@ def set_table(records: list[dict], selection: str) -> pd.DataFrame:
 
 
 def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
-    """One row a model and method: parameters in training, GFLOPs of training (a teacher's counted in),
+    """One row a model and variant: parameters in training, GFLOPs of training (a teacher's counted in),
     their ratio to the control's, and M MACs of classifying one image at the deepest exit."""
     rows, key = [], measured(records).key
-    reached = accuracy.set_index(["model", "method"])[key]
-    for model, method, group in by_method(records):
+    reached = accuracy.set_index(["model", "variant"])[key]
+    for model, variant, group in by_variant(records):
         cost = group[0]["cost"]
         own, teacher = cost["training_flops"] / 1e9, cost["teacher_training_flops"] / 1e9
         rows.append(
             {
                 "model": model,
-                "method": method,
-                "title": group[0]["title"],
+                **named(group[0]),
                 "parameters": cost["parameters"],
                 "training_gflops": own,
                 "teacher_gflops": teacher,
                 "total_gflops": own + teacher,
                 "million_macs": cost["inference_macs"][-1] / 1e6,
-                key: reached[model, method],
+                key: reached[model, variant],
             }
         )
     table = pd.DataFrame(rows)
-    of_control = table[table.method == control].set_index("model").total_gflops
-    table.insert(7, "relative_cost", table.total_gflops / table.model.map(of_control))
+    of_control = table[table.variant == control].set_index("model").total_gflops
+    table.insert(8, "relative_cost", table.total_gflops / table.model.map(of_control))
     return table
 
 
@@ -281,8 +284,7 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
         [
             {
                 "model": r["model"],
-                "method": r["method"],
-                "title": r["title"],
+                **named(r),
                 "seed": r["seed"],
                 name: 100 * deepest(r, selection)[measure.key],
                 f"{name}_last": 100 * deepest(r, "last")[measure.key],
@@ -304,17 +306,16 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
 
 
 def curve_table(records: list[dict]) -> pd.DataFrame:
-    """One row a model, method and epoch: means over seeds, and the validation accuracy's spread."""
+    """One row a model, variant and epoch: means over seeds, and the validation accuracy's spread."""
     rows = []
-    for model, method, group in by_method(records):
+    for model, _, group in by_variant(records):
         for i, epoch in enumerate(group[0]["history"]["epoch"]):
             validation = pd.Series([100 * r["history"]["validation_accuracy"][i] for r in group])
             training = pd.Series([100 * r["history"]["training_accuracy"][i] for r in group])
             rows.append(
                 {
                     "model": model,
-                    "method": method,
-                    "title": group[0]["title"],
+                    **named(group[0]),
                     "epoch": epoch,
                     "validation_accuracy": validation.mean(),
                     "validation_sd": validation.std(ddof=1) if len(group) > 1 else 0.0,
@@ -325,10 +326,10 @@ def curve_table(records: list[dict]) -> pd.DataFrame:
 
 
 def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
-    """One number a method, its mean test accuracy, and the study's whole training cost.  Where other numbers
-    stand beside it, a block of them a method.
+    """One number a variant, its mean test accuracy, and the study's whole training cost.  Where other numbers
+    stand beside it, a block of them a variant.
 
-    A study of one network has the methods at the top, one of several a block for each network.
+    A study of one network has the variants at the top, one of several a block for each network.
     """
     measure = measure_of(accuracy.columns)
     keys = [key for key in (measure.key, *measure.beside, *measure.headline) if key in accuracy]
@@ -338,7 +339,7 @@ def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
         return values if measure.beside else values[measure.key]
 
     blocks = {
-        model: {row.method: numbers(row) for _, row in rows.iterrows()} for model, rows in accuracy.groupby("model")
+        model: {row.variant: numbers(row) for _, row in rows.iterrows()} for model, rows in accuracy.groupby("model")
     }
     total = round(float((cost.training_gflops * accuracy.n).sum()), 1)
     return {**(blocks if len(blocks) > 1 else next(iter(blocks.values()))), "training_gflops": total}
@@ -428,7 +429,7 @@ def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame
             "Method": table.title,
             "Network of a run": table.member,
             "Seeds": table.n,
-            **mean_columns(table, ["model", "method"], bold, plus_minus),
+            **mean_columns(table, ["model", "variant"], bold, plus_minus),
         },
     )
 

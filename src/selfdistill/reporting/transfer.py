@@ -1,7 +1,7 @@
 """Runs carried from one machine to another: packed there, checked and unpacked here.
 
-A packed file is gzipped text, one JSON object a line: {"record": results/records/M/METHOD/SEED.json,
-"host": results/hosts/M/METHOD/SEED.json}.  The machine that trained needs no DVC and no Git for it.
+A packed file is gzipped text, one JSON object a line: {"record": results/records/M/VARIANT/SEED.json,
+"host": results/hosts/M/VARIANT/SEED.json}.  The machine that trained needs no DVC and no Git for it.
 """
 
 import gzip
@@ -16,17 +16,17 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from selfdistill import methods
-from selfdistill.config import Sha256, shown, validate
+from selfdistill.config import Study
+from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
 from selfdistill.reporting.records import (
-    imported_file,
     local_host,
     local_record,
     machine,
     misfits,
     read_record,
-    record_file,
 )
+from selfdistill.schema import Sha256, shown, validate
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -35,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class TransferError(Exception):
+class TransferError(UserError):
     """Something that cannot be packed; the message says what and why."""
 
 
@@ -92,10 +92,10 @@ class Robustness(Open):
 
 
 class History(Open):
-    epoch: list[Count]
+    epoch: list[Annotated[int, Field(ge=0)]]  # 0: of given weights, which nobody trained here
     training_accuracy: list[Share]
     validation_accuracy: list[Share]
-    __pydantic_extra__: dict[str, list[float]]  # NaN where a phase has no such term
+    __pydantic_extra__: dict[str, list[Number | None]]  # None where a phase has no such term
 
 
 class DatasetFacts(Open):
@@ -106,12 +106,20 @@ class DatasetFacts(Open):
     pixels_sha256: dict[str, Sha256]
 
 
+class SplitFacts(Open):
+    split: Literal["per_seed", "fixed"]
+    training: Count
+    validation: Count
+    training_rows_sha256: Sha256
+    validation_rows_sha256: Sha256
+
+
 class Network(Open):
     name: Text
 
 
 class Cost(Open):
-    parameters: Count
+    parameters: Annotated[int, Field(ge=0)]  # 0: of given weights, of which none were trained
     training_flops: Amount
     teacher_training_flops: Amount
     inference_macs: list[Amount] = Field(min_length=1)
@@ -119,22 +127,25 @@ class Cost(Open):
 
 
 class Record(Open, Generic[M]):
+    protocol: Count
     model: Text
+    variant: Text
     method: Text
-    title: Text
     seed: int
     teacher: str | None
     teacher_model: str | None = None
     network: Network
     sections: Count
     dataset: DatasetFacts
+    split: SplitFacts
     recipe: dict[str, Any]
     hyper: dict[str, Any]
     code_sha256: Sha256
     weights_sha256: Sha256
     validation_best_sha256: Sha256
-    validation_best_epoch: Count
+    validation_best_epoch: Annotated[int, Field(ge=0)]
     members: dict[str, Sha256] = {}
+    kept: dict[str, Sha256] = {}
     cost: Cost
     test: Test[M]
     robustness: dict[str, Robustness] = {}
@@ -167,11 +178,11 @@ class Outcome:
     text: str
 
 
-def export_records(study, path: Path) -> int:
+def export_records(study: Study, path: Path) -> int:
     """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes."""
     entries = []
     for cell in study.cells():
-        file = record_file(study, *cell)
+        file = study.record_file(*cell)
         if not file.is_file():
             continue
         record = local_record(study, file)
@@ -190,7 +201,7 @@ def export_records(study, path: Path) -> int:
 
 def compact(entry: dict) -> bytes:
     """An entry on one line; floats keep every digit, as Python writes them."""
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def import_records(study, paths: list[Path], replace: bool = False) -> list[Outcome]:
@@ -207,10 +218,10 @@ def import_records(study, paths: list[Path], replace: bool = False) -> list[Outc
             outcomes += [Outcome("refused", f"{path}{fault}") for fault in faults]
             continue
         for cell, entry in entries.items():
-            target, content = imported_file(study, *cell), compact(entry)
+            target, content = study.imported_file(*cell), compact(entry)
             there = existing(target)
             name = "/".join(map(str, cell))
-            shadow = "; the run of this checkout is shown instead" if record_file(study, *cell).is_file() else ""
+            shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
             if there and (there["record"]["weights_sha256"] == entry["record"]["weights_sha256"] and not replace):
                 outcomes.append(Outcome("kept", f"{name}: this run is there already{shadow}"))
                 continue
@@ -257,16 +268,17 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
     """The cell that an entry says it is of, if it says so, and the entry's faults in words."""
     record = content.get("record")
     entry, faults = validate(Entry[RetrievalMetrics if tests_persons(record) else ExitMetrics], content)
-    named = tuple(record.get(key) for key in ("model", "method", "seed")) if isinstance(record, dict) else ()
+    named = tuple(record.get(key) for key in ("model", "variant", "seed")) if isinstance(record, dict) else ()
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if entry is None:
         return cell, faults
     if cell not in study.cells():
         return cell, list(outside(study, entry.record))
-    method = entry.record.method
+    resolved, given = study.variant(entry.record.variant), study.weights.get(entry.record.model)
     # a method may train for longer than the recipe says to each: its class knows, which loads torch
-    phases = methods.load(method)(**study.hyper[method]).phases(study.recipe.epochs)
-    contradicted = contradictions(entry, sum(phase.epochs for phase in phases))
+    phases = methods.load(resolved.method)(**resolved.hyper).phases(resolved.recipe.epochs)
+    taken = given is not None and given.use == "teacher"
+    contradicted = contradictions(entry, 0 if taken else sum(phase.epochs for phase in phases))
     return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted]
 
 
@@ -280,8 +292,8 @@ def tests_persons(record: Any) -> bool:
 def outside(study, record: Record) -> Iterator[str]:
     """Why a cell is none of the study's."""
     networks = [*study.models, *study.teacher_models]
-    trained = [study.teacher] if record.model in study.teacher_models else study.all_methods
-    for key, known in (("model", networks), ("method", trained), ("seed", study.seeds)):
+    trained = [study.teacher] if record.model in study.teacher_models else study.all_variants
+    for key, known in (("model", networks), ("variant", trained), ("seed", study.seeds)):
         value = getattr(record, key)
         if value not in known:
             yield f"record.{key}: {shown(value)} is not allowed; allowed: {', '.join(map(str, known))}"
@@ -317,13 +329,12 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
             f"record.test.last.members: {shown(sorted(tested))} is not allowed; "
             f"allowed: {shown(sorted(known))}, the record's members and all together"
         )
-    if history.epoch != list(range(1, epochs + 1)):
-        yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: 1 to {epochs}"
+    rows = list(range(1, epochs + 1)) or [0]
+    if history.epoch != rows:
+        yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: {rows[0]} to {rows[-1]}"
     for column, values in history:
-        if len(values) != epochs:
-            yield f"record.history.{column}: {len(values)} entries are not allowed; allowed: {epochs}, one an epoch"
-        elif any(value in (float("inf"), float("-inf")) for value in values):
-            yield f"record.history.{column}: Infinity is not allowed; allowed: finite numbers"
+        if len(values) != len(rows):
+            yield f"record.history.{column}: {len(values)} entries are not allowed; allowed: {len(rows)}, one an epoch"
     if record.validation_best_epoch > epochs:
         yield f"record.validation_best_epoch: {record.validation_best_epoch} is not allowed; allowed: 1 to {epochs}"
 
@@ -333,7 +344,7 @@ def conflicts(study, cell: tuple, content: dict, entries: dict, replace: bool) -
     weights = content["record"]["weights_sha256"]
     if cell in entries and entries[cell]["record"]["weights_sha256"] != weights:
         return [f"record.weights_sha256: {shown(weights)} is a second run of this cell in this file; allowed: one"]
-    there = existing(imported_file(study, *cell))
+    there = existing(study.imported_file(*cell))
     if there and there["record"]["weights_sha256"] != weights and not replace:
         return [
             f"record.weights_sha256: {shown(weights)} is another run than the imported one, "
@@ -347,7 +358,7 @@ def listing(study) -> list[dict]:
     rows = []
     for cell in study.cells():
         record = read_record(study, cell)
-        row = dict(zip(("model", "method", "seed"), cell, strict=True))
+        row = dict(zip(("model", "variant", "seed"), cell, strict=True))
         if record is None:
             rows.append({**row, "state": "missing"})
             continue

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from selfdistill.training.interruption import RESUME_ME
+from selfdistill.training.stopping import RESUME_ME
 
 
 @dataclass(frozen=True)

@@ -17,27 +17,34 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset
+from selfdistill.errors import UserError
 from selfdistill.models.sections import Outputs, SectionedNetwork, seeded
 from selfdistill.models.trained import predict
+from selfdistill.seeds import derived_seed
 from selfdistill.training.chance import global_generators, seed_global_generators, set_global_generators
 from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.cost import counted_flops
 from selfdistill.training.distributed import ALONE, World, shared, synchronised
 from selfdistill.training.graph import WARM_UP, GraphedStep
-from selfdistill.training.interruption import Interrupted, Interruption
 from selfdistill.training.method import Method, Peer, Phase, Step
-from selfdistill.training.optimiser import SGD
-from selfdistill.training.plan import Rows, derived_seed, draw_plan
+from selfdistill.training.noise import noisy_labels
+from selfdistill.training.optimiser import make_optimiser
+from selfdistill.training.plan import Rows, draw_plan
 from selfdistill.training.schedule import learning_rate
 from selfdistill.training.source import Source, batches
+from selfdistill.training.stopping import Interrupted, Stop
 
 
-class MisfitError(ValueError):
+class MisfitError(UserError, ValueError):
     """Network, teacher, method and data do not fit together; the message says which and what is allowed."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """A loss term became NaN or infinite; the message names term, epoch and step."""
+
+
+class NonFiniteOutputsError(UserError, RuntimeError):
+    """What a network says of some images is no number; the message says whose, of which split, and how many."""
 
 
 @dataclass
@@ -50,7 +57,8 @@ class Split:
 
 @dataclass
 class Trained:
-    """last: the network after the last epoch; validation_best: its state after the first epoch of
+    """last: the network after the last epoch; kept: its states after the epochs that the recipe names;
+    validation_best: its state after the first epoch of
     highest validation accuracy, `best_epoch`; members: states of other networks of the same form that
     the method leaves (earlier generations, a running average, a peer), by name; parameters: how many were
     trained, a companion's included; history: one row an epoch; flops: of all training steps, 2 a
@@ -60,6 +68,7 @@ class Trained:
     validation_best: dict[str, Tensor]
     best_epoch: int
     members: dict[str, dict[str, Tensor]]
+    kept: dict[int, dict[str, Tensor]]
     parameters: int
     history: list[dict[str, float]]
     flops: int
@@ -77,7 +86,7 @@ def train(
     seed: int,
     teacher: SectionedNetwork | None = None,
     checkpoints: Checkpoints | None = None,
-    interruption: Interruption | None = None,
+    interruption: Stop | None = None,
     world: World = ALONE,
 ) -> Trained:
     """Train the network that `build(seed)` makes, or go on from the newest of `checkpoints`.
@@ -112,6 +121,7 @@ def train(
         validation_best=run.best_state,
         best_epoch=run.best_epoch,
         members=run.all_members(),
+        kept=run.kept,
         parameters=sum(p.numel() for p in run.optimiser.parameters),
         history=run.history,
         flops=run.flops,
@@ -119,7 +129,7 @@ def train(
     )
 
 
-def save_or_stop(run: "Run", checkpoints: Checkpoints | None, interruption: Interruption | None) -> None:
+def save_or_stop(run: "Run", checkpoints: Checkpoints | None, interruption: Stop | None) -> None:
     """Between two steps: save if it is time to, save and raise Interrupted if a signal came.
 
     All processes do the same, whichever of them got the signal; the first one's clock decides.
@@ -158,6 +168,8 @@ class Run:
         self.method, self.build, self.dataset, self.recipe, self.world = method, build, dataset, recipe, world
         self.source, self.validation, self.seed = source, validation, seed
         self.device = source.labels.device
+        classes = len(dataset.classes)
+        source.labels = noisy_labels(source.labels, classes, recipe.label_noise, recipe.label_noise_seed)
         self.normalise = dataset.normaliser(self.device)
         self.labels = source.labels.cpu()  # chance is drawn on the CPU, the same for every device
         self.phases = method.phases(recipe.epochs)
@@ -172,13 +184,14 @@ class Run:
         self.network: SectionedNetwork | None = None
         self.companion: nn.Module | None = None
         self.members: dict[str, dict[str, Tensor]] = {}
+        self.kept: dict[int, dict[str, Tensor]] = {}
         self.teacher = self.given_teacher = teacher
         self.rate, self.progress, self.decay = (torch.zeros((), device=self.device) for _ in range(3))
         seed_global_generators(derived_seed(seed, f"global/{world.rank}" if world.rank else "global"))
         self.stream = torch.cuda.Stream() if self.graphs else None
         self.begin_phase()
         if fault := next(self.misfits(), None):
-            raise MisfitError(f"{method.about['title']}: {fault}")
+            raise MisfitError(f"{type(method).__name__}: {fault}")
 
     def misfits(self) -> Iterator[str]:
         """Why this network, teacher, method and data cannot work together, in words."""
@@ -233,9 +246,7 @@ class Run:
                     lambda: self.fresh_network(f"weights of a peer/{number}"),
                 ).to(self.device)
         trained = self.network if self.companion is None else Together(self.network, self.companion)
-        self.optimiser = SGD(
-            trained, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
-        )
+        self.optimiser = make_optimiser(trained, recipe)
         classes = len(self.dataset.classes)
         self.past = self.fresh = None
         if "memory" in needs:
@@ -286,7 +297,7 @@ class Run:
             batch_size=recipe.batch_size,
             crop_padding=recipe.crop_padding,
             views=2 if "views" in method.needs else 1,
-            mates=method.mates if "mates" in method.needs else 0,
+            positives=method.positives if "positives" in method.needs else 0,
             pairs="pairs" in method.needs,
             last_batch="last_batch" in method.needs,
             mixing=method.alpha if "partners" in method.needs else None,
@@ -339,7 +350,15 @@ class Run:
         stop_if_not_finite(table / sizes.unsqueeze(1), self.names, self.epoch + 1)
         means = table.sum(dim=0) / sizes.sum()
         rate = self.learning_rate(phase, phase_epoch, 1 - 1 / len(sizes))
-        accuracy = accuracy_of(self.network, self.dataset, self.validation, self.world, self.autocast())
+        recipe = self.recipe
+        accuracy = accuracy_of(
+            self.network,
+            self.dataset,
+            self.validation,
+            self.world,
+            self.autocast(),
+            f"the network after epoch {self.epoch + 1}",
+        )
         self.epoch, self.step = self.epoch + 1, 0
         self.history.append(
             {
@@ -350,6 +369,8 @@ class Run:
                 "validation_accuracy": accuracy,
             }
         )
+        if self.epoch in recipe.keep_epochs:
+            self.kept[self.epoch] = {k: v.clone() for k, v in self.network.state_dict().items()}
         # A network that a later phase throws away is no candidate.
         if number == len(self.phases) and accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
@@ -435,7 +456,7 @@ class Run:
         if "partner" in batch:
             partners = self.normalise(batch["partner"])
             images, share = self.method.mix(images, partners, batch["share"], batch["box"])
-        more = {n: self.normalise(b) for n, b in batch.items() if n.startswith(("view ", "mate ")) or n == "last"}
+        more = {n: self.normalise(b) for n, b in batch.items() if n.startswith(("view ", "positive ")) or n == "last"}
         taught = pair = None
         with self.autocast():
             together, beside = both(forward(torch.cat([images, *more.values()]) if more else images))
@@ -456,7 +477,7 @@ class Run:
             phase=self.phase()[0],
             companion=beside.split(rows)[0] if beside is not None else None,
             views=[own, *(o for n, o in found.items() if n.startswith("view "))],
-            mates=[o for n, o in found.items() if n.startswith("mate ")],
+            positives=[o for n, o in found.items() if n.startswith("positive ")],
             pair=pair,
             past=self.past[batch["index"]] if self.past is not None and remembers else None,
             last=found.get("last"),
@@ -483,6 +504,7 @@ class Run:
         tensors |= {f"best.{k}": v for k, v in self.best_state.items()}
         tensors |= {f"method.{k}": v for k, v in self.method.state.items()}
         tensors |= {f"member/{name}/{k}": v for name, state in self.members.items() for k, v in state.items()}
+        tensors |= {f"kept/{epoch}/{k}": v for epoch, state in self.kept.items() for k, v in state.items()}
         if self.companion is not None:
             tensors |= {f"companion.{k}": v for k, v in self.companion.state_dict().items()}
         if self.teacher is not self.given_teacher:
@@ -522,6 +544,9 @@ class Run:
         for key in [k for k in tensors if k.startswith("member/")]:
             _, name, tensor = key.split("/", 2)
             self.members.setdefault(name, {})[tensor] = tensors[key].to(self.device)
+        for key in [k for k in tensors if k.startswith("kept/")]:
+            _, epoch, tensor = key.split("/", 2)
+            self.kept.setdefault(int(epoch), {})[tensor] = tensors[key].to(self.device)
         with torch.no_grad():
             for i, buffer in enumerate(self.optimiser.buffers):
                 buffer.copy_(tensors[f"optimiser.{i}"])
@@ -557,7 +582,7 @@ def stop_if_not_finite(table: Tensor, names: list[str], epoch: int) -> None:
     values = ", ".join(f"{n} {v:.4g}" for n, v in zip(names, table[step].tolist(), strict=True))
     raise NonFiniteLossError(
         f"the loss term {culprit!r} is not finite at epoch {epoch}, step {step + 1} ({values}); "
-        "a lower recipe.learning_rate or a smaller weight of this term is the usual mend"
+        "a lower recipe.learning_rate or a smaller weight of this term usually helps"
     )
 
 
@@ -584,12 +609,25 @@ def accuracy_of(
     split: Split,
     world: World = ALONE,
     precision: AbstractContextManager | None = None,
+    whose: str = "the network",
 ) -> float:
-    """Share of the split that the deepest exit gets right; several processes share the images out."""
+    """Share of the validation split that the deepest exit gets right; several processes share the images out.
+
+    Raises NonFiniteOutputsError, with `whose` outputs they are, where an exit's outputs for an image are no numbers:
+    argmax would call such an image one of class 0.
+    """
     mine = world.share(0, len(split.labels))
     with precision or nullcontext():
-        deepest = predict(network, dataset, split.images[mine])[-1]
-    return world.sum((deepest.argmax(dim=1) == split.labels[mine]).sum()).item() / len(split.labels)
+        logits = predict(network, dataset, split.images[mine])
+    right = (logits[-1].argmax(dim=1) == split.labels[mine]).sum()
+    lost = (~torch.isfinite(logits).all(dim=2)).any(dim=0).sum()
+    correct, bad = world.sum(torch.stack([right, lost])).tolist()
+    if bad:
+        raise NonFiniteOutputsError(
+            f"{whose}: its outputs for {bad} of the {len(split.labels)} validation images are no numbers (NaN or "
+            "infinite); a lower recipe.learning_rate or recipe.weight_decay usually helps"
+        )
+    return correct / len(split.labels)
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """What a method is to the engine, and what the engine offers to a method."""
 
 import sys
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from selfdistill.bounds import refused
+from selfdistill.errors import UserError
 from selfdistill.models.sections import Outputs
 
 
@@ -53,7 +56,7 @@ class Step:
     phase: its number, from 1.
     companion: what the method's `companion` gives for these images, with gradient; need "companion".
     views: the student's outputs on each view, the first being `student`; need "views".
-    mates: its outputs on other images of each label, with gradient; need "mates".
+    positives: its outputs on other images of each label, with gradient; need "positives".
     pair: its outputs on another image of each label, without gradient; need "pairs".
     past: N x K logits that the deepest exit gave to these images one epoch ago, None in the first
         epoch of a phase; need "memory".
@@ -85,7 +88,7 @@ class Step:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     phase: int = 1
     companion: Outputs | None = None
-    mates: list[Outputs] = field(default_factory=list)
+    positives: list[Outputs] = field(default_factory=list)
     last: Outputs | None = None
     last_targets: Tensor | None = None
     last_logits: Tensor | None = None
@@ -94,16 +97,52 @@ class Step:
     whole_batch: Callable[[Tensor], tuple[Tensor, slice]] = whole_batch
 
     def __post_init__(self) -> None:
-        for name in ("student", "teacher", "pair", "companion", "last"):
+        self.student = in_single_precision("student", self.student)
+        for name in ("teacher", "pair", "companion", "last"):
             if (outputs := getattr(self, name)) is not None:
-                setattr(self, name, outputs.float())
-        self.views, self.mates = [o.float() for o in self.views], [o.float() for o in self.mates]
+                setattr(self, name, in_single_precision(name, outputs))
+        for name in ("views", "positives"):
+            setattr(self, name, [in_single_precision(name, outputs) for outputs in getattr(self, name)])
         self.batch_size = self.batch_size or len(self.targets)
         self.last_batch_size = self.last_batch_size or (len(self.last_targets) if self.last is not None else 0)
 
 
-class StepError(ValueError):
+def in_single_precision(name: str, outputs: Outputs) -> Outputs:
+    """What a step holds as `name`, half precisions as float32.  StepError: it is no Outputs."""
+    if not isinstance(outputs, Outputs):
+        found = "tensor" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise StepError(
+            f"Step: {name} is a {found}; allowed: Outputs, what a network of this package gives, or of logits "
+            "z alone: Outputs([z], [], [])"
+        )
+    return outputs.float()
+
+
+class StepError(UserError, ValueError):
     """A step lacks what the method needs, or does not fit it; the message says what and what is allowed."""
+
+
+class HyperParameterError(UserError, TypeError, ValueError):
+    """A method's hyper-parameters are not allowed; the message says which, and what is."""
+
+
+class StateError(UserError, RuntimeError):
+    """A method put another tensor in the place of one that it keeps, or something else than a tensor."""
+
+
+class State(UserDict[str, Tensor]):
+    """Tensors by name, each of which stays the same tensor once it is there.  (A dict's `update` would go past
+    `__setitem__`; that of a UserDict does not.)"""
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise StateError(f"state[{name!r}] is a {type(tensor).__name__}; allowed: a tensor")
+        if name in self and self[name] is not tensor:
+            raise StateError(
+                f"state[{name!r}] is there already, and a CUDA graph reads it; write into it: "
+                f"self.state[{name!r}].copy_(...)"
+            )
+        super().__setitem__(name, tensor)
 
 
 class Peer(nn.Module):
@@ -129,7 +168,8 @@ class Method:
         is the share that it keeps at each step;
     companion: `companion` makes a module that is trained beside the network and then left behind;
     views: `Step.views` has two differently augmented views of every image;
-    mates: `Step.mates` has as many other images of the same class as the hyper-parameter `mates` says;
+    positives: `Step.positives` has as many other images of the same class as the hyper-parameter `positives`
+        says;
     pairs: `Step.pair` is another image of the same class, without gradient;
     memory: `Step.past` is what the network said of these images one epoch ago;
     last_batch: the images of the batch before come again (`Step.last`);
@@ -138,7 +178,8 @@ class Method:
     host: the terms are computed partly on the CPU, so that no CUDA graph can hold the step.
 
     `state` holds whatever else must outlive a step, as tensors by name: it is saved with every
-    checkpoint, and what a method keeps elsewhere is forgotten when a run is resumed.
+    checkpoint, and what a method keeps elsewhere is forgotten when a run is resumed.  A tensor in it is written in
+    place, `self.state["x"].copy_(...)`: a CUDA graph would go on reading one that another took the place of.
 
     A subclass outside a method file passes its `about`: `class Mine(Method, about={...})`.
 
@@ -148,18 +189,36 @@ class Method:
     >>> sum(terms.values()).backward()
     """
 
-    about: ClassVar[dict]
+    about: ClassVar[dict[str, Any]]
 
-    def __init_subclass__(cls, about: dict | None = None) -> None:
+    def __init_subclass__(cls, about: dict[str, Any] | None = None) -> None:
         cls.about = about or sys.modules[cls.__module__].ABOUT
 
-    def __init__(self, **hyper) -> None:
+    def __init__(self, **hyper: Any) -> None:
+        """HyperParameterError: names that there are not, and values out of the bounds that a study has, too."""
         known = self.about["hyper"]
-        if unknown := sorted(set(hyper) - set(known)):
-            raise TypeError(f"{type(self).__name__}: no hyper-parameter {unknown}; there are {sorted(known)}")
+        faults = [
+            f"no hyper-parameter {name!r}; there are {', '.join(known) or 'none'}"
+            for name in hyper
+            if name not in known
+        ]
         for name, spec in known.items():
-            setattr(self, name, hyper.get(name, spec["default"]))
-        self.state: dict[str, Tensor] = {}
+            value = hyper.get(name, spec["default"])
+            if expected := refused(value, spec):
+                faults.append(f"{name}: {value!r} is not allowed; allowed: {expected}")
+            setattr(self, name, value)
+        if faults:
+            raise HyperParameterError(f"{type(self).__name__}: {'; '.join(faults)}")
+        self.state = State()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, tensors: Mapping[str, Tensor]) -> None:
+        """All of it at once, as a checkpoint gives it back."""
+        self._state = State(tensors)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -194,14 +253,21 @@ class Method:
         """`terms` of a step, in full precision also under autocast, where a matrix product in bfloat16 moves a
         loss by 1e-3.  Raises StepError if the step lacks something or does not fit."""
         if fault := next(self.faults(step), None):
-            raise StepError(f"{self.about['title']}: {fault}")
+            raise StepError(f"{type(self).__name__}: {fault}")
         with torch.autocast(step.targets.device.type, enabled=False):
             return self.terms(step)
 
-    def faults(self, step: Step):
+    def faults(self, step: Step) -> Iterator[str]:
         """What is wrong with a step, in words.  On a GPU labels are not looked at, which would wait for it."""
         logits = step.student.logits
+        if logits[-1].ndim != 2:
+            yield f"the logits are of shape {list(logits[-1].shape)}; allowed: images x classes"
+            return
         classes = logits[-1].shape[1]
+        if classes < 2:
+            yield f"the network knows {classes} class; allowed: 2 or more"
+        if not len(step.targets):
+            yield "the batch is empty; allowed: 1 image or more"
         if "exits" in self.needs and len(logits) < 2:
             yield "the network has 1 exit; allowed: 2 or more (a network with a classifier after every section)"
         if {"teacher", "average"} & self.needs and step.teacher is None:
@@ -211,7 +277,7 @@ class Method:
             yield f"the teacher knows {found} classes; allowed: {classes}, as many as the student"
         for need, value in (
             ("views", len(step.views) > 1),
-            ("mates", step.mates),
+            ("positives", step.positives),
             ("pairs", step.pair),
             ("partners", step.partner_targets is not None),
             ("companion", step.companion),

@@ -7,18 +7,13 @@ takes its rows of every batch, and two methods of one seed see the same images, 
 the same order.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfdistill.seeds import derived_seed
+
 Rows = dict[str, Tensor]
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each use of chance, so that a change to one leaves the others alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6])
 
 
 def draw_plan(
@@ -29,7 +24,7 @@ def draw_plan(
     batch_size: int,
     crop_padding: int,
     views: int = 1,
-    mates: int = 0,
+    positives: int = 0,
     pairs: bool = False,
     last_batch: bool = False,
     mixing: float | None = None,
@@ -38,7 +33,8 @@ def draw_plan(
     by name, each a table of N rows.
 
     main: every image once.  "view 1" and so on, for more `views` than one: the same images, augmented
-    anew.  "mate 1" to "mate `mates`", and pair, with `pairs`: for each another image of the same class
+    anew.  "positive 1" to "positive `positives`", and pair, with `pairs`: for each another image of the
+    same class
     (itself where there is none).  last, with `last_batch`: the same images, augmented anew, to be served
     one batch later.
     partner, with `mixing`, the alpha of a Beta distribution: the rows of main in another order within
@@ -55,9 +51,9 @@ def draw_plan(
     plan = {"main": stream(images, "augmentation")}
     for view in range(1, views):
         plan[f"view {view}"] = stream(images, f"augmentation of view {view}")
-    for mate in range(1, mates + 1):
-        others = same_class(labels, images, chance(f"mate {mate}"))
-        plan[f"mate {mate}"] = stream(others, f"augmentation of mate {mate}")
+    for i in range(1, positives + 1):
+        others = same_class(labels, images, chance(f"mate {i}"))  # what seeds derive from keeps its old name
+        plan[f"positive {i}"] = stream(others, f"augmentation of mate {i}")
     if pairs:
         plan["pair"] = stream(same_class(labels, images, chance("pair")), "augmentation of pairs")
     if last_batch:

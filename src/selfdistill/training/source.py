@@ -4,14 +4,12 @@ by worker processes (`selfdistill.data.prepared.packed`).  A source has `labels`
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from selfdistill.data.prepared import Dataset, read_split
+from selfdistill.data.prepared import Dataset, Splits
 from selfdistill.training.augment import crop, cutout, flip
 from selfdistill.training.plan import Rows, rows
 
@@ -38,16 +36,13 @@ class Resident:
             yield crop(self.images[stream["image"][which]], recipe.crop_padding, stream["offsets"][which])
 
 
-def open_source(folder: Path, device: str) -> Source:
-    """The training split of a prepared data set: resident where its pixels are kept, else packed."""
-    with safe_open(folder / "train.safetensors", framework="pt") as file:
-        resident = "images" in file.keys()  # noqa: SIM118  (no dictionary)
-    if resident:
-        return Resident(*read_split(folder, "train", device))
+def open_source(splits: Splits, dataset: Dataset, device: str) -> Source:
+    """The training images of a run: resident where its pixels are kept, else packed."""
+    if splits.training is not None:
+        return Resident(*splits.training)
     from selfdistill.data.prepared.packed import PackedSource, PackedSplit
 
-    dataset = Dataset.read(folder)
-    return PackedSource(PackedSplit.read(folder, "train"), dataset.size, dataset.channels, device)
+    return PackedSource(PackedSplit.read(splits.folder, "train"), dataset.size, dataset.channels, device)
 
 
 def batches(

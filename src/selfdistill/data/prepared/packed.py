@@ -103,7 +103,7 @@ class PackedSplit:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return cls(folder, split, tensors["offsets"], tensors["labels"], tensors["indices"], content)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         """A worker that is no fork opens the files itself."""
         return PackedSplit.read, (self.folder, self.split)
 
@@ -215,7 +215,7 @@ class PackedSource:
     """
 
     def __init__(self, split: PackedSplit, size: tuple[int, int], channels: int, device: torch.device | str) -> None:
-        self.crops = Crops(split, tuple(size), channels)
+        self.crops = Crops(split, tuple(size), channels)  # type: ignore[arg-type]  # a list of two, from JSON
         self.labels = torch.from_numpy(split.labels).to(device)
         self.idle: dict[int, list[DataLoader]] = defaultdict(list)  # by number of workers
 
@@ -224,7 +224,7 @@ class PackedSource:
         idle = self.idle[recipe.workers]
         loader = idle.pop() if idle else self.loader(recipe.workers)
         rows = torch.stack([stream["image"], stream["crop_seed"]], dim=1).cpu().numpy()  # one transfer an epoch
-        loader.batch_sampler[:] = [rows[which] for which in wanted]
+        loader.batch_sampler[:] = [rows[which] for which in wanted]  # type: ignore[index]  # a list, of loader()
         with blocked_signals():
             serving = iter(loader)
         if recipe.workers:
@@ -242,7 +242,7 @@ class PackedSource:
 
     def loader(self, workers: int) -> DataLoader:
         return DataLoader(
-            self.crops,
+            self.crops,  # type: ignore[arg-type]  # `__getitems__` is all it takes
             batch_sampler=[],  # an epoch's rows are put into it
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -252,7 +252,7 @@ class PackedSource:
         )
 
 
-def as_it_is(batch):
+def as_it_is(batch: list) -> list:
     return batch
 
 

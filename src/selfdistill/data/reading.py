@@ -1,0 +1,75 @@
+"""What readers of published files have in common: they check what they read, and say in one line what is wrong."""
+
+import errno
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfdistill.data.archives import ArchiveError
+from selfdistill.errors import UserError
+
+NO_FAULTS_OF_DISKS = (None, errno.EINVAL, errno.EOVERFLOW)  # but of places that a damaged header gives
+
+
+class DataError(UserError, ValueError):
+    """Files of a data set that are not what they should be, or that its entry does not fit; the message says which,
+    why, and what is allowed."""
+
+
+@contextmanager
+def reading(place: Path | str) -> Iterator[None]:
+    """Damaged files make the libraries that read them raise nearly anything: all of it becomes one DataError.
+
+    Errors of the disk (OSError with a number) and those that already say what is wrong pass.
+    """
+    try:
+        yield
+    except ArchiveError as error:
+        raise DataError(f"{place}: {error}; fetch it again") from None
+    except UserError:
+        raise
+    except MemoryError:
+        raise DataError(f"{place}: it asks for more memory than there is; fetch it again") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in NO_FAULTS_OF_DISKS:
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        kind = type(error).__name__
+        said = reason if reason and not isinstance(error, KeyError) else f"{kind}: {reason}" if reason else kind
+        raise DataError(f"{place}: not as it is published ({said}); fetch it again") from error
+
+
+def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 N x C x H x W, and their labels, int64 N from 0; DataError for anything else.
+
+    labels: an array or a list.  Numbers with a fraction are refused, not cut: they are no classes.
+    """
+    images, given = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise DataError(f"{place}: images {images.dtype} {images.shape}; allowed: uint8 N x C x H x W")
+    if given.shape != (len(images),):
+        found = f"{len(given):,} labels" if given.ndim == 1 else f"labels {given.shape}"
+        raise DataError(f"{place}: {len(images):,} images and {found}; allowed: one label for each image")
+    if not len(images):
+        raise DataError(f"{place}: no images; allowed: at least one")
+    if given.dtype.kind not in "iu":
+        raise DataError(f"{place}: labels of type {given.dtype}; allowed: whole numbers from 0")
+    if given.min() < 0:
+        raise DataError(f"{place}: label {given.min()} of image {given.argmin()}; allowed: whole numbers from 0")
+    return images, given.astype(np.int64)
+
+
+def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The content of a file in a zip archive, whole and with the CRC that the archive gives."""
+    with reading(f"{archive.filename}: {member.filename}"):
+        return archive.read(member)
+
+
+def unambiguous(names: list[tuple[str, str]]) -> list[str]:
+    """Words of (word, WordNet number), with the number where a word alone would mean two classes."""
+    words = [word for word, _ in names]
+    return [word if words.count(word) == 1 else f"{word} ({wnid})" for word, wnid in names]

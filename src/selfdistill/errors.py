@@ -1,0 +1,5 @@
+"""What users are told when something they gave, or something they lack, stops the work."""
+
+
+class UserError(Exception):
+    """One line for the user: the place, the value, and what is allowed or to be done."""

@@ -1,0 +1,114 @@
+"""What every stage of a study rests on, besides the data: written by `check`, watched by DVC.
+
+`results/plan` has one small file for each training (model and variant), each network's evaluation, and each stage that
+reports: parameters, and one hash over the code that can change the result (`selfdistill.closure`).  The stages
+depend on these files and on no folder of code, so that a docstring, a card or a new method makes nothing stale.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill import methods, models
+from selfdistill.closure import PACKAGE, code_sha256
+from selfdistill.files import sha256_of, write_atomically
+from selfdistill.protocol import PROTOCOL
+
+if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
+    from selfdistill.config import Study
+
+TRAINING = ("stages/cell.py",)
+EVALUATION = ("stages/evaluate.py",)
+REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
+# A schema of parameters and a place on the disk are no part of a result; whatever they say that is one stands in
+# the plan itself.
+NO_RESULT = ("bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
+
+
+def training_plan(study: "Study", model: str, variant: str) -> dict:
+    """All that a training of this network depends on but for data, teacher's weights and seed; the working folder is
+    the study's."""
+    resolved = study.variant(variant)
+    teacher, teacher_model = study.teacher_of(variant)
+    given = study.weights.get(model)
+    return {
+        "protocol": PROTOCOL,
+        "model": model,
+        "variant": variant,
+        "method": resolved.method,
+        "teacher": teacher,
+        "teacher_model": teacher_model,
+        "split": study.split,
+        "training_images": study.training_images,
+        "validation_images": study.validation_images,
+        "hyper": resolved.hyper,
+        "recipe": dict(vars(resolved.recipe)),
+        "arguments": models.arguments(model, study.own_networks),
+        "weights": given and {"use": given.use, "sha256": sha256_of(Path(given.file))},
+        "code_sha256": code_of(*TRAINING, *method_files(resolved.method), *network_files(study, model)),
+    }
+
+
+def evaluation_plan(study: "Study", model: str) -> dict:
+    """What predicting with a network depends on but for its weights and the images."""
+    recipe = study.recipe
+    numerics = {key: getattr(recipe, key) for key in ("device", "threads", "determinism")}
+    return {
+        "protocol": PROTOCOL,
+        **numerics,
+        "code_sha256": code_of(*EVALUATION, *network_files(study, model)),
+        "arguments": models.arguments(model, study.own_networks),
+    }
+
+
+def report_plan(study: "Study", stage: str) -> dict:
+    """What a stage that reports depends on but for records and figures: its code, and the prose of the methods."""
+    used = dict.fromkeys(study.variant(name).method for name in study.all_variants)
+    titles = {name: study.variant(name).title for name in study.all_variants}
+    cards = {name: sha256_of(methods.FOLDER / f"{name}.md") for name in used}
+    files = {name: sha256_of(PACKAGE / "reporting" / name) for name in REPORTS[stage]}
+    return {"code_sha256": code_of(f"reporting/{stage}.py"), "files": files, "titles": titles, "cards": cards}
+
+
+def method_files(method: str) -> list[Path]:
+    """A method's file, and those of its needs."""
+    needs = [PACKAGE / "training" / "needs" / f"{need}.py" for need in methods.about(method)["needs"]]
+    return [methods.file(method), *(path for path in needs if path.is_file())]
+
+
+def network_files(study: "Study", model: str) -> list[Path]:
+    file = models.family_file(model, own=study.own_networks)
+    return [file.resolve() if file is not None else PACKAGE / "models" / "from_timm.py"]
+
+
+def code_of(*roots: str | Path) -> str:
+    return code_sha256([PACKAGE / root for root in roots], stop=[PACKAGE / name for name in NO_RESULT])
+
+
+def write_plan(params: Path) -> "Study":
+    """Check the study in the working folder, and write results/plan; files of what it lists no more are removed.
+
+    Raises ConfigError before anything is written.
+    """
+    from selfdistill.config import read_study
+
+    study = read_study(params)
+    own = [(m, v) for m in study.models for v in study.all_variants] + [
+        (m, study.teacher) for m in study.teacher_models
+    ]
+    plans = {Path("training", model, f"{variant}.json"): training_plan(study, model, variant) for model, variant in own}
+    for model in (*study.models, *study.teacher_models):
+        plans[Path("evaluation", f"{model}.json")] = evaluation_plan(study, model)
+    plans |= {Path("reporting", f"{stage}.json"): report_plan(study, stage) for stage in REPORTS}
+    folder = study.results / "plan"
+    for path, content in plans.items():
+        text = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+        if not (folder / path).is_file() or (folder / path).read_bytes() != text:
+            write_atomically(folder / path, text)
+    for path in sorted(folder.glob("*/**/*.json")):
+        if path.relative_to(folder) not in plans:
+            path.unlink()
+    for path in sorted((p for p in folder.glob("**") if p.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+    return study
