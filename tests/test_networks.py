@@ -1,17 +1,17 @@
 """The networks of the papers: parameters and multiply-adds to the last digit, sections, exits, any size.
 
 Sizes are counted on PyTorch's meta device, which computes shapes alone.  Where each number comes from
-stands in docs/networks.md.
+stands in the families' cards.
 """
 
 import functools
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from selfdistill import models
+from selfdistill.data.vision import import_torchvision
 from selfdistill.models.densenet import DenseLayer
 from selfdistill.models.mobilenet import InvertedResidual
 from selfdistill.models.preact_resnet import PreActBlock
@@ -19,8 +19,6 @@ from selfdistill.models.pyramidnet import PyramidBlock
 from selfdistill.models.resnet import BasicBlock, Bottleneck, PaddedShortcut
 from selfdistill.models.shufflenet import ShuffleUnit
 from selfdistill.training.cost import inference_macs
-
-CARD = Path(__file__).parents[1] / "docs/networks.md"
 
 # at 32 px and 100 classes: parameters, millions of multiply-adds, channels and sides of the sections' maps
 SMALL = {
@@ -61,6 +59,8 @@ LARGE = {
     "resnet50-imagenet": (25_557_032, "4.089"),
     "resnet101-imagenet": (44_549_160, "7.801"),
     "resnet152-imagenet": (60_192_808, "11.514"),
+    "shufflenetv2-imagenet": (2_278_604, "0.145"),
+    "googlenet-imagenet": (6_624_904, "1.498"),
 }
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -242,9 +242,10 @@ def test_a_dense_layer_appends_to_its_input():
     assert torch.equal(y[:, :8], x)
 
 
-def test_the_card_has_a_row_for_every_network_with_its_numbers():
-    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", CARD.read_text(), re.M)
-    assert sorted(name for name, _ in rows) == sorted(models.names())
+@pytest.mark.parametrize("family", [path.stem for path in models.families()])
+def test_a_familys_card_has_a_row_for_each_of_its_networks_with_its_numbers(family):
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", models.card(family), re.M)
+    assert [name for name, _ in rows] == list(models.entries(models.FOLDER / f"{family}.py"))
     for name, row in rows:
         form = (1000, 224) if name in LARGE else ()
         network, (each, _) = counted(name, *form), macs_of_exits(name, *form)
@@ -254,3 +255,42 @@ def test_the_card_has_a_row_for_every_network_with_its_numbers():
         assert count == f"{parameters(network.backbone):,}", name
         assert millions == f"{each[-1] / 1e6:,.3f}", name
         assert saved == ", ".join(f"{each[-1] / m:.2f}" for m in each[:-1]), name
+
+
+def test_every_card_is_of_a_family_and_the_guide_links_it():
+    families = {path.stem for path in models.families()}
+    assert {path.stem for path in models.FOLDER.glob("*.md")} == families
+    assert not families & {"sections", "layers", "trained", "from_timm", "bifpn"}
+    guide = (models.FOLDER.parents[2] / "docs/networks.md").read_text()
+    assert set(re.findall(r"models/(\w+)\.md", guide)) == families
+    assert all(f"`{name}`" in guide for name in models.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "constructor", "further"),
+    [
+        ("shufflenetv2-imagenet", "shufflenet_v2_x1_0", {}),
+        ("googlenet-imagenet", "googlenet", {"aux_logits": False, "init_weights": True}),
+    ],
+)
+@torch.no_grad()
+def test_networks_of_torchvisions_modules_say_what_torchvisions_says(name, constructor, further):
+    """From the same seed: the same weights, and the same logits to the bit."""
+    form = {"channels": 3, "classes": 7, "size": (64, 64), "seed": 2}
+    network = models.build(name, **form, exits=True).eval()
+    torch.manual_seed(2)
+    whole = getattr(import_torchvision().models, constructor)(weights=None, num_classes=7, **further).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(images).logits[-1], whole(images))
+    grey = models.build(name, **{**form, "channels": 1}, exits=False).eval()
+    assert grey(images[:, :1]).logits[0].shape == (2, 7)
+
+
+def test_a_new_familys_file_is_found_without_a_list(tmp_path, monkeypatch):
+    before = models.names()
+    for path in models.FOLDER.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "new.py").write_text('NETWORKS = {"newnet": {"class": "New"}}\n')
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    assert sorted(models.names()) == sorted([*before, "newnet"])
+    assert models.family_file("newnet") == tmp_path / "new.py"

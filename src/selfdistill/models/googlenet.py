@@ -1,17 +1,19 @@
-"""GoogLeNet (Szegedy et al. 2015) in its form for small images: one 3x3 convolution as the stem, batch
-normalisation, two 3x3 convolutions for each 5x5, and no auxiliary heads."""
+"""GoogLeNet (Szegedy et al. 2015): its form for small images, with one 3x3 convolution as the stem, batch
+normalisation, two 3x3 convolutions for each 5x5, and no auxiliary heads; and torchvision's for ImageNet."""
 
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from selfdistill.data.vision import import_torchvision
 from selfdistill.models import layers
 
 # name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
 # its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
 NETWORKS = {
     "googlenet": {"class": "GoogLeNet", "exit_width": 128},
+    "googlenet-imagenet": {"class": "TorchvisionGoogLeNet", "exit_width": 128},
 }
 
 
@@ -71,3 +73,30 @@ class GoogLeNet(nn.Module):
                 width = section[-1].outputs
             self.sections.append(section)
         self.classifier = nn.Linear(width, classes)
+
+
+class TorchvisionGoogLeNet(nn.Module):
+    """torchvision's `googlenet` without its auxiliary heads, in the same three sections; its stem has stride 8.
+
+    Weights start as torchvision draws them; its dropout stands before the linear layer of the classifier.
+    """
+
+    def __init__(self, *, channels: int, classes: int) -> None:
+        super().__init__()
+        form = {"weights": None, "aux_logits": False, "init_weights": True, "num_classes": classes}
+        whole = import_torchvision().models.googlenet(**form)
+        if channels != 3:
+            whole.conv1.conv = nn.Conv2d(channels, whole.conv1.conv.out_channels, 7, 2, 3, bias=False)
+            nn.init.trunc_normal_(whole.conv1.conv.weight, std=0.01, a=-2, b=2)  # as torchvision's others
+        self.stem = nn.Sequential(whole.conv1, whole.maxpool1, whole.conv2, whole.conv3, whole.maxpool2)
+        self.sections = nn.ModuleList(
+            [
+                nn.Sequential(whole.inception3a, whole.inception3b),
+                nn.Sequential(
+                    whole.maxpool3,
+                    *(whole.inception4a, whole.inception4b, whole.inception4c, whole.inception4d, whole.inception4e),
+                ),
+                nn.Sequential(whole.maxpool4, whole.inception5a, whole.inception5b),
+            ]
+        )
+        self.classifier = nn.Sequential(whole.dropout, whole.fc)

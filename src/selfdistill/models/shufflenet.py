@@ -1,4 +1,5 @@
-"""ShuffleNetV2 1x (Ma et al. 2018) in the form for small images that Tf-KD and DR-KD train."""
+"""ShuffleNetV2 1x (Ma et al. 2018): the form for small images that Tf-KD and DR-KD train, and torchvision's for
+ImageNet."""
 
 from functools import partial
 
@@ -6,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.data.vision import import_torchvision
 from selfdistill.models import layers
 
 # name: the class below, its arguments, and those of the exits: the width of a shallow exit's bottleneck, and whether
 # its convolutions have biases (false where left out).  The card beside this file is about their forms and cuts.
 NETWORKS = {
     "shufflenetv2": {"class": "ShuffleNetV2", "exit_width": 128},
+    "shufflenetv2-imagenet": {"class": "TorchvisionShuffleNetV2", "exit_width": 128},
 }
 
 
@@ -66,3 +69,19 @@ class ShuffleNetV2(nn.Module):
             width = outputs
         self.sections[-1].append(convolution(width, LAST, 1))
         self.classifier = nn.Linear(LAST, classes)
+
+
+class TorchvisionShuffleNetV2(nn.Module):
+    """torchvision's `shufflenet_v2_x1_0` in the same three sections, its stem of stride 4 before them.
+
+    Weights start as torchvision draws them.
+    """
+
+    def __init__(self, *, channels: int, classes: int) -> None:
+        super().__init__()
+        whole = import_torchvision().models.shufflenet_v2_x1_0(weights=None, num_classes=classes)
+        if channels != 3:
+            whole.conv1[0] = nn.Conv2d(channels, whole.conv1[0].out_channels, 3, 2, 1, bias=False)
+        self.stem = nn.Sequential(whole.conv1, whole.maxpool)
+        self.sections = nn.ModuleList([whole.stage2, whole.stage3, nn.Sequential(whole.stage4, whole.conv5)])
+        self.classifier = whole.fc
