@@ -366,7 +366,7 @@ def make_data(study) -> None:
     chance = torch.Generator().manual_seed(0)
     facts = {"name": study.dataset, "classes": [f"class {i}" for i in range(10)], "channels": 3, "size": [16, 16]}
     facts |= {"mean": [0.5] * 3, "std": [0.25] * 3, "pixels_sha256": {}, "counts": {}}
-    facts |= {"quarantined": 0, "shorter_side": None}
+    facts |= {"quarantined": 0, "shorter_side": None, "white": None}
     for split, folder, count in (("pool", "training", 400), ("test", "test", 200)):
         labels = torch.arange(count) % 10
         noise = torch.randint(60, (count, 3, 16, 16), generator=chance)

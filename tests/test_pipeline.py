@@ -338,7 +338,7 @@ def test_a_variant_is_a_method_a_second_time(project):
 
 def test_experiments_show_a_column_a_method_and_the_cost(project):
     project.run("dvc", "exp", "run", "--name", "longer", "-S", "recipe.epochs=3")
-    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "hyper.byot.alpha=0.9")
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "hyper.byot.reading=journal")
     project.run("dvc", "queue", "start")
     deadline = time.time() + 240
     while "Success" not in (status := project.run("dvc", "queue", "status").stdout) and time.time() < deadline:

@@ -184,7 +184,7 @@ def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(teste
     study.run("selfdistill", "tables")
     assert set(pd.read_csv(study / "results/tables/robustness.csv").images) == {"cifar10-1"}
     refused = study.run(
-        *("selfdistill", "robustness", "--model", "resnet10-slim", "--method", "byot", "--data", "cifar10-c"), ok=False
+        *("selfdistill", "robustness", "--model", "resnet10-slim", "--variant", "byot", "--data", "cifar10-c"), ok=False
     )
     assert "--data cifar10-c is not in params.yaml; allowed: one of robustness (cifar10-1)" in refused.stderr
 
