@@ -4,6 +4,7 @@ import copy
 import gzip
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -406,6 +407,34 @@ def test_a_run_whose_machine_is_not_known_is_not_packed(study):
 def test_without_any_record_the_tables_say_so(study):
     with pytest.raises(NoRecordsError):
         write_tables(study)
+
+
+def of_protocol_1(content: dict) -> dict:
+    """A run as version 1 of the protocol wrote it: no variant, no split, no version, and a title of its own."""
+    record = {k: v for k, v in content["record"].items() if k not in ("protocol", "variant", "split", "kept")}
+    return {**content, "record": {**record, "title": "Plain"}}
+
+
+def test_a_real_run_of_protocol_1_is_left_out_and_refused_in_a_line(study, capsys):
+    old, new = of_protocol_1(entry(study, "plain", 0)), entry(study, "byot", 0)
+    said = "protocol: 1 is not allowed; allowed: 2; train it again"
+    (outcome,) = import_records(study, [pack("old.jsonl.gz", old)])
+    assert outcome.text == f"old.jsonl.gz, line 1: record.{said}"
+    for path, part in ((study.record_file(MODEL, "plain", 0), "record"), (study.host_file(MODEL, "plain", 0), "host")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(old[part]))
+    put(study, new)
+    assert [r["variant"] for r in read_records(study)] == ["byot"]
+    assert f"plain/0.json: left out, not of this study: {said}" in capsys.readouterr().err
+    write_tables(study)
+    assert main(["records", "list"]) == 0
+    assert "plain/0\tleft out" in capsys.readouterr().out
+    with pytest.raises(TransferError, match=re.escape(said)):
+        export_records(study, Path("runs.jsonl.gz"))
+    imported = study.imported_file(MODEL, "plain", 1)
+    imported.parent.mkdir(parents=True)
+    imported.write_text(json.dumps(of_protocol_1(entry(study, "plain", 1))))
+    assert [r["variant"] for r in read_records(study)] == ["byot"]
 
 
 @pytest.mark.parametrize("action", [[], ["export"], ["import"], ["list"]])

@@ -51,7 +51,7 @@ def read_record(study: Study, cell: tuple[str, str, int]) -> dict | None:
     local, imported = study.record_file(*cell), study.imported_file(*cell)
     if local.is_file():
         record = local_record(study, local)
-        named = {"title": study.variant(cell[1]).title, "host": local_host(study, record), "imported": False}
+        named = {"title": study.variant(cell[1]).title, "host": local_host(study, cell, record), "imported": False}
         return {**record, **named, "misfit": next(protocol_faults(record), None)}
     if imported.is_file():
         entry = json.loads(imported.read_text())
@@ -72,9 +72,9 @@ def local_record(study: Study, path: Path) -> dict:
     return {**record, "robustness": found} if found else record
 
 
-def local_host(study: Study, record: dict) -> dict | None:
+def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict | None:
     """What a run of this checkout said of its machine, unless that is of another run of its cell."""
-    path = study.host_file(record["model"], record["variant"], record["seed"])
+    path = study.host_file(*cell)
     host = json.loads(path.read_text()) if path.is_file() else {}
     return host if host.get("weights_sha256") == record["weights_sha256"] else None
 

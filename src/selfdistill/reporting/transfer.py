@@ -24,6 +24,7 @@ from selfdistill.reporting.records import (
     local_record,
     machine,
     misfits,
+    protocol_faults,
     read_record,
 )
 from selfdistill.schema import Sha256, shown, validate
@@ -186,7 +187,9 @@ def export_records(study: Study, path: Path) -> int:
         if not file.is_file():
             continue
         record = local_record(study, file)
-        host = local_host(study, record)
+        if fault := next(protocol_faults(record), None):
+            raise TransferError(f"{file}: {fault}")
+        host = local_host(study, cell, record)
         if host is None:
             raise TransferError(f"{file}: no file in {study.results / 'hosts'} says what machine made this run")
         entries.append({"record": record, "host": host})
@@ -270,6 +273,8 @@ def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
     entry, faults = validate(Entry[RetrievalMetrics if tests_persons(record) else ExitMetrics], content)
     named = tuple(record.get(key) for key in ("model", "variant", "seed")) if isinstance(record, dict) else ()
     cell = named if named and all(type(part) in (str, int) for part in named) else None
+    if isinstance(record, dict) and (fault := next(protocol_faults(record), None)):
+        return cell, [f"record.{fault}"]  # another version has other keys, of which the schema would tell one by one
     if entry is None:
         return cell, faults
     if cell not in study.cells():
