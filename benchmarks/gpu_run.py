@@ -430,7 +430,7 @@ def train(study, model: str, method: str, seed: int, deadline: Deadline, log: Lo
     from selfdistill.training.distributed import ALONE
 
     device = determinism.apply(study.recipe)
-    train_seed(study, training_plan(study, model, method), seed, device, ALONE, deadline)
+    train_seed(study, training_plan(study, model, method), seed, device, ALONE, deadline, {})  # no DVC there
     test = open_test(study.data_folder / "test", device)
     predictions = study.results / "predictions" / model / method / f"{seed}.safetensors"
     evaluate_run(study.run_folder(model, method, seed), test, predictions, study.record_file(model, method, seed))

@@ -481,13 +481,9 @@ def numerics(study: Study, devices: int = 0) -> None:
 def tables(options) -> None:
     study = read_study(STUDY)
     numerics(study)
-    from selfdistill.reporting.records import NoRecordsError
     from selfdistill.reporting.tables import write_tables
 
-    try:
-        write_tables(study)
-    except NoRecordsError as error:
-        raise UserError(error) from None
+    write_tables(study)
 
 
 def figures(options) -> None:
@@ -510,10 +506,7 @@ def page(options) -> None:
 def export_records(options) -> None:
     from selfdistill.reporting import transfer
 
-    try:
-        count = transfer.export_records(read_study(STUDY), options.file)
-    except transfer.TransferError as error:
-        raise UserError(error) from None
+    count = transfer.export_records(read_study(STUDY), options.file)
     print(f"{options.file}: {count} runs")
 
 
@@ -613,10 +606,7 @@ def show_study(options) -> None:
         raise UserError(f"--tflops {options.tflops} is not allowed; allowed: above 0 and below 1000000")
     folder = known[options.name]
     study = read_study(folder / "params.yaml")
-    try:
-        found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
-    except studies.StudyError as error:
-        raise UserError(error) from None
+    found, ran = studies.estimate(root, study, options.tflops), studies.has_run(folder, study)
     print(f"{options.name}: {studies.purpose(folder / 'params.yaml')}\n")
     pixels = " x ".join(map(str, found["shape"]))
     classes = found["classes"] or f"{studies.CLASSES} assumed"
@@ -657,7 +647,7 @@ def new_study(options) -> None:
     size = tuple(options.size) if options.size else None
     try:
         folder = studies.new_study(repository(), options.name, options.data, size, options.seed)
-    except (studies.StudyError, OSError) as error:
+    except OSError as error:
         raise UserError(error) from None
     print(f"{folder / 'params.yaml'}: yours to edit; run it with   make study STUDY={options.name}")
 
@@ -691,12 +681,9 @@ def bench(options) -> None:
 
 
 def predict(options) -> None:
-    from selfdistill.evaluation.images import PredictError, classify
+    from selfdistill.evaluation.images import classify
 
-    try:
-        answers = classify(options.folder, options.images, options.exit, options.invert)
-    except PredictError as error:
-        raise UserError(error) from None
+    answers = classify(options.folder, options.images, options.exit, options.invert)
     if options.json:
         print(json.dumps(answers, indent=1))
         return

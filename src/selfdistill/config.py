@@ -116,7 +116,7 @@ class Study(Strict):
     taught from that of `teacher_models`, a network that the study trains with this one variant only.
     robustness: data sets of test images alone, new or corrupted ones, on which every network of `models` is
     tested, too.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
-    split: `per_seed` draws training and validation images anew for every seed; `fixed` keeps one draw.
+    split: `per_seed` draws training and validation images for each seed by itself; `fixed` keeps one draw.
     own: params.yaml for nothing, or a folder with network files and weights of the study's own.
     """
 
@@ -208,12 +208,10 @@ class Study(Strict):
         return self.results / "hosts" / model / variant / f"{seed}.json"
 
 
-def seeds_of(block: int | str) -> list[int]:
+def seeds_of(block: int | str) -> range:
     """The seeds of an entry of `seeds`: a number, or first and last of a block, 0-9."""
-    if isinstance(block, int):
-        return [block]
-    first, last = (int(part) for part in block.split("-"))
-    return list(range(first, last + 1))
+    first, last = (block, block) if isinstance(block, int) else map(int, block.split("-"))
+    return range(first, last + 1)
 
 
 def read_study(path: Path = Path("params.yaml")) -> Study:

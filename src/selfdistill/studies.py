@@ -164,8 +164,7 @@ def estimate(root: Path, study: Study, tflops: float | None) -> dict:
 def has_run(folder: Path, study: Study) -> dict[str, int]:
     """How many cells have a record of this checkout, an imported one, weights in place, weights in DVC's cache."""
     counts = dict.fromkeys(("local", "imported", "weights", "cached"), 0)
-    lock = folder / "dvc.lock"
-    outs = locked_outputs(lock) if lock.is_file() else {}
+    outs = locked_outputs(folder / "dvc.lock")
     cache = folder / study.root / ".dvc" / "cache" / "files" / "md5"
     for cell in study.cells():
         run = study.run_folder(*cell)

@@ -105,16 +105,15 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
     # a hyper-parameter without a value has that of another (a reading's), which the record names
-    hyper = {key: value for key, value in resolved.hyper.items() if value is not None}
-    known = set(resolved.hyper)
-    for block, default, declared in (
-        ("recipe", recipe, resolved.recipe.model_dump()),
-        ("hyper", {}, hyper),
+    undeclared = {key for key, value in resolved.hyper.items() if value is None}
+    hyper = {key: value for key, value in resolved.hyper.items() if key not in undeclared}
+    recorded = {key: value for key, value in record["hyper"].items() if key not in undeclared}
+    for block, declared, own in (
+        ("recipe", {**recipe, **resolved.recipe.model_dump()}, {**recipe, **record["recipe"]}),
+        ("hyper", hyper, recorded),
     ):
-        wanted |= {f"{block}.{key}": value for key, value in {**default, **declared}.items()}
-        values = {**default, **record[block]}
-        open_ones = known - set(hyper) if block == "hyper" else set()
-        given |= {f"{block}.{key}": value for key, value in values.items() if key not in open_ones}
+        wanted |= {f"{block}.{key}": value for key, value in declared.items()}
+        given |= {f"{block}.{key}": value for key, value in own.items()}
     free = {f"recipe.{key}" for key in COMPUTING}
     for key in [*wanted, *(key for key in given if key not in wanted)]:
         if key in free or (key in wanted and key in given and given[key] == wanted[key]):
@@ -147,7 +146,8 @@ def prune(study: Study, results: Path) -> list[Path]:
     Imported records stay: nothing here could make them again, and no table reads those of other cells.
     """
     listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
-    blocks = {f"{model}/{variant}/{block}" for model, variant, _ in study.cells() for block in study.blocks}
+    trained = {f"{model}/{variant}" for model, variant, _ in study.cells()}
+    blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
     removed = []
     tested = sorted((results / "records" / "robustness").glob("*"))
     for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:

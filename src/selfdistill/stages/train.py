@@ -60,18 +60,33 @@ def train_block(
     with resources(study.results / "runs"):
         device = determinism.apply(study.recipe)
         world = distributed.join(device)
-        waiting = Path(study.root) / ".work" / "finished"
+        waiting, outputs = finished_folder(study), finished.locked_outputs(Path("dvc.lock"))
         if world.rank == 0:
             for folder in {path.parent for path in folders.values()} | {waiting}:
                 writable(folder)  # it alone writes; to know before the work, not after it
             for seed in folders:
-                finished.sweep(waiting, f"{model}-{variant}-{seed}", cached_runs(study, model, variant, seed))
+                finished.sweep(waiting, f"{model}-{variant}-{seed}", cached(study, outputs, model, variant, seed))
         for seed in folders:
-            train_seed(study, plan, seed, device, world, interruption)
+            train_seed(study, plan, seed, device, world, interruption, outputs)
+
+
+def finished_folder(study: "Study") -> Path:
+    return Path(study.root) / ".work" / "finished"
+
+
+def cached(study: "Study", outputs: dict[str, str], model: str, variant: str, seed: int) -> Iterator[finished.Files]:
+    """Runs of a cell in DVC's cache, of whatever inputs; outputs: what dvc.lock names, read once a block."""
+    return finished.in_cache(Path(study.root), outputs, study.results / "runs" / model / variant, seed)
 
 
 def train_seed(
-    study: "Study", plan: dict, seed: int, device: str, world: distributed.World, interruption: Interruption | None
+    study: "Study",
+    plan: dict,
+    seed: int,
+    device: str,
+    world: distributed.World,
+    interruption: Interruption | None,
+    outputs: dict[str, str],
 ) -> None:
     """One run of a block."""
     model, variant = plan["model"], plan["variant"]
@@ -82,9 +97,9 @@ def train_seed(
         teacher, taught = load_network(study.run_folder(plan["teacher_model"] or model, plan["teacher"], seed), device)
     inputs = {**plan, **cell.facts, "seed": seed, "teacher_sha256": taught and taught["weights_sha256"]}
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=list, allow_nan=False).encode()).hexdigest()
-    waiting = Path(study.root) / ".work" / "finished" / f"{model}-{variant}-{seed}-{key[:16]}"
-    sound = partial(is_run, key=key)
-    restored = world.rank == 0 and finished.restore(waiting, cached_runs(study, model, variant, seed), folder, sound)
+    waiting = finished_folder(study) / f"{model}-{variant}-{seed}-{key[:16]}"
+    found = cached(study, outputs, model, variant, seed)
+    restored = world.rank == 0 and finished.restore(waiting, found, folder, partial(is_run, key=key))
     if restored:
         print(f"{model}/{variant}/{seed}: finished before, from equal inputs; not trained again")
     if world.most(int(restored)):  # what the first process found counts for all
@@ -111,15 +126,6 @@ def train_seed(
             processes=world.size,
         )
         checkpoints.clear()
-
-
-def cached_runs(study: "Study", model: str, variant: str, seed: int) -> Iterator[finished.Files]:
-    """Runs of a cell in DVC's cache, of whatever inputs, wherever a block of this study's may have put them."""
-    lock = Path("dvc.lock")
-    outs = finished.locked_outputs(lock) if lock.is_file() else {}
-    base = (study.results / "runs" / model / variant).as_posix()
-    inside = [f"{base}/{seed}", *(f"{out}/{seed}" for out in outs if out.startswith(f"{base}/"))]
-    return finished.in_cache(Path(study.root), lock, inside)
 
 
 def is_run(files: finished.Files, key: str) -> bool:
