@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ from filelock import FileLock
 from made import VARIANTS
 
 from selfdistill import methods
+from selfdistill.training import engine
 from selfdistill.training.determinism import PORTABLE
 from selfdistill.training.distributed import BatchNormAcrossProcesses, World
+from selfdistill.training.stopping import Interrupted
 
 HERE = Path(__file__).parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -103,6 +108,37 @@ def test_shares_drop_and_repeat_nothing():
             assert rows == list(range(count))
             counts = [len(range(count)[World(rank, size).share(0, count)]) for rank in range(size)]
             assert max(counts) - min(counts) <= 1
+
+
+class Asked(World):
+    """Two processes, of which the other says nothing; counts the questions."""
+
+    questions: ClassVar[list[int]] = []
+
+    def most_of_each(self, values):
+        self.questions.append(values[1])
+        return values
+
+
+def test_processes_ask_each_other_every_tenth_of_a_second(monkeypatch):
+    """Of 40 steps of 0.04 s every second or so is followed by a question; a signal is noticed at the next one."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Asked, "questions", [])
+    run = SimpleNamespace(world=Asked(0, 2), steps_done=0, ask_at=0, asked=(0, 0.0), epoch=0, step=0)
+    stop = SimpleNamespace(received=0)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            clock[0] += 0.04
+            run.steps_done += 1
+            engine.save_or_stop(run, None, stop)
+
+    steps(40)
+    assert Asked.questions == [2] * 20
+    stop.received = 15
+    with pytest.raises(Interrupted, match="nothing is saved"):
+        steps(2)
 
 
 def test_batch_statistics_across_processes_are_batch_normalisation(monkeypatch):

@@ -9,8 +9,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, log_loss
 
+from selfdistill.errors import NonFiniteOutputsError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
-from selfdistill.stages.evaluate import NonFiniteOutputsError, finite
+from selfdistill.stages.evaluate import finite
 
 
 def test_accuracy_and_nll_are_scikit_learns():

@@ -1,5 +1,8 @@
 """Networks: sizes and costs to the last digit, and exits that stop early and say the same."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -77,3 +80,41 @@ def test_shapes_and_that_each_exit_alone_equals_the_whole(name, widths, strides,
 def test_with_and_without_exits_the_backbone_starts_the_same(name):
     plain, multi = built(name, exits=False).state_dict(), built(name, exits=True).state_dict()
     assert all(torch.equal(value, multi[key]) for key, value in plain.items())
+
+
+def exported(network, index: int, images: torch.Tensor) -> torch.export.ExportedProgram:
+    batch = {0: torch.export.Dim.DYNAMIC}
+    return torch.export.export(network.exit_module(index), (images,), dynamic_shapes=(batch,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet10-slim", "resnet20-a", "vgg19-bn", "mobilenetv2", "shufflenetv2-imagenet"])
+def test_every_exit_can_be_exported_with_batches_of_any_size(name):
+    network = built(name, exits=True)
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for i, logits in enumerate(network(images).logits):
+        program = exported(network, i, images[:2])
+        torch.testing.assert_close(program.module()(images), logits, rtol=1e-5, atol=1e-5)
+        inside = sum(t.numel() for t in program.state_dict.values())
+        assert inside < sum(t.numel() for t in network.state_dict().values()), "what lies behind is not in it"
+
+
+def test_an_exits_module_shares_the_networks_weights_and_leaves_its_modes_alone():
+    network = built("resnet10-slim", exits=True).train()
+    network.backbone.stem.eval()
+    module = network.exit_module(0)
+    assert module.training
+    assert not network.backbone.stem.training
+    assert {id(p) for p in module.parameters()} <= {id(p) for p in network.parameters()}
+    with pytest.raises(IndexError, match="exit 4: this network has 4; allowed: 0 to 3"):
+        network.exit_module(4)
+
+
+def test_the_guides_export_runs(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[1] / "docs/networks.md").read_text()
+    (code,) = (found for found in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "torch.export" in found)
+    monkeypatch.chdir(tmp_path)
+    exec(code, scope := {})
+    images, network = torch.rand(3, 3, 32, 32), scope["network"]
+    found = torch.export.load(tmp_path / "first_exit.pt2").module()(images)
+    torch.testing.assert_close(found, network(images).logits[0], rtol=1e-5, atol=1e-5)

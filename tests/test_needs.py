@@ -2,19 +2,26 @@
 
 import copy
 import re
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
-from made import DATASET, FORM, RECIPE, bits, made_images, made_split, train
+from made import DATASET, FORM, RECIPE, bits, made_images, made_split, stop_after, train
 
 from selfdistill import methods
-from selfdistill.models.sections import Outputs, cut
+from selfdistill.closure import PACKAGE, closure, name_of
+from selfdistill.models.cut import cut
+from selfdistill.models.sections import Outputs
 from selfdistill.models.trained import build
-from selfdistill.training import engine
+from selfdistill.stages.plan import method_files
+from selfdistill.training import engine, needs
+from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.method import Step, StepError
 from selfdistill.training.plan import draw_plan
 from selfdistill.training.source import Resident, batches
+from selfdistill.training.stopping import Interrupted
 
 
 def spied(name: str, look, **hyper):
@@ -47,7 +54,7 @@ def test_the_average_is_the_mean_of_all_states_and_then_keeps_its_share():
     class Spy(methods.load("mean_teacher"), about=methods.about("mean_teacher")):
         def terms(self, step):
             states.append([p.detach().clone() for p in run[0].network.parameters()])
-            averages.append([p.detach().clone() for p in run[0].teacher.parameters()])
+            averages.append([p.detach().clone() for p in run[0].needs["average"].network.parameters()])
             return super().terms(step)
 
     recipe = RECIPE.model_copy(update={"epochs": 2})
@@ -64,7 +71,7 @@ def test_the_average_is_the_mean_of_all_states_and_then_keeps_its_share():
         expected = [keep * e + (1 - keep) * s for e, s in zip(expected, state, strict=True)]
         for mine, theirs in zip(averages[step], expected, strict=True):
             torch.testing.assert_close(mine, theirs)
-    assert all(module.training for module in run[0].teacher.modules())
+    assert all(module.training for module in run[0].needs["average"].network.modules())
 
 
 def test_born_again_keeps_its_generations_and_the_first_is_plain_training():
@@ -119,7 +126,8 @@ def test_a_companion_is_trained_and_left_behind():
 
 def test_positives_are_other_images_of_the_class():
     _, labels = made_images(28, 1)
-    plan = draw_plan(labels, seed=0, epoch=0, batch_size=8, crop_padding=1, positives=3)
+    wanted = needs.of(methods.load("bake")(positives=3)).values()
+    plan = draw_plan(labels, seed=0, epoch=0, batch_size=8, crop_padding=1, needs=wanted)
     main = plan["main"]["image"]
     streams = [plan[f"positive {i}"]["image"] for i in (1, 2, 3)]
     for others in streams:
@@ -131,15 +139,17 @@ def test_positives_are_other_images_of_the_class():
 def test_the_last_batch_comes_again_augmented_anew():
     images, labels = made_images(28, 1)
     recipe = RECIPE.model_copy(update={"crop_padding": 1})
-    plan = draw_plan(labels, seed=0, epoch=0, batch_size=8, crop_padding=1, last_batch=True)
+    plan = draw_plan(
+        labels, seed=0, epoch=0, batch_size=8, crop_padding=1, needs=needs.of(methods.load("dlb")()).values()
+    )
     wanted = [slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 28)]
-    served = list(batches(Resident(images, labels), plan, wanted, recipe))
+    served = list(batches(Resident(images, labels), plan, wanted, recipe, late={"last"}))
     assert "last" not in served[0]
     for before, now in pairwise(served):
-        assert torch.equal(now["last_targets"], before["targets"])
+        assert torch.equal(now["last/targets"], before["targets"])
         assert now["last"].shape == before["main"].shape
         assert not torch.equal(now["last"], before["main"])
-    resumed = list(batches(Resident(images, labels), plan, wanted[2:], recipe, before=wanted[1]))
+    resumed = list(batches(Resident(images, labels), plan, wanted[2:], recipe, before=wanted[1], late={"last"}))
     assert all(torch.equal(resumed[0][key], served[2][key]) for key in served[2])
 
 
@@ -156,6 +166,82 @@ def test_dlb_learns_from_what_the_network_said_one_step_ago():
         assert torch.equal(before, said)
         assert again.logits[-1].requires_grad
         assert count == len(before)
+
+
+# ---- a need of one's own ----
+
+NEED = """
+from selfdistill.training.needs import Need
+
+class FirstSeen(Need):
+    def begin_phase(self, run, restarted):
+        self.count = run.labels.new_zeros(len(run.labels))
+
+    def streams(self, draw):
+        return {"again": {**draw.stream(draw.images, "augmentation of again"), "twice": 2 * draw.images}}
+
+    def forwarded(self, batch):
+        return ["again"]
+
+    def given(self, run, seen):
+        twice = seen.batch["again/twice"]
+        return {"again": seen.outputs["again"], "times": self.count[seen.batch["index"]], "twice": twice}
+
+    def end_step(self, run, step, batch):
+        self.count[batch["index"]] += 1
+
+    def saved(self, run):
+        return {"count": self.count}
+
+    def restore(self, run, tensors):
+        self.count.copy_(tensors["count"])
+"""
+
+
+def test_a_need_is_one_file(tmp_path, monkeypatch):
+    """It draws a stream, has it forwarded, gives three things to the method, and survives an interruption."""
+    (tmp_path / "needs").mkdir()
+    (tmp_path / "needs/first_seen.py").write_text(NEED)
+    monkeypatch.setattr(needs, "__path__", [*needs.__path__, str(tmp_path / "needs")])
+    plain, steps = methods.load("plain"), []
+
+    class Again(plain, about={**methods.about("plain"), "needs": ["first_seen"]}):
+        def terms(self, step):
+            steps.append(step)
+            weight = step.more["times"].float().mean()
+            return {**super().terms(step), "again": weight * step.more["again"].logits[-1].square().mean()}
+
+    whole = train("plain", method=Again())
+    assert [int(step.more["times"].unique()) for step in steps] == [0] * 4 + [1] * 4 + [2] * 4
+    assert steps[0].more["again"].logits[-1].requires_grad
+    assert sorted(torch.cat([step.more["twice"] for step in steps[:4]]).tolist()) == list(range(0, 56, 2))
+    assert whole.history[0]["again"] == 0 < whole.history[1]["again"]
+    assert whole.flops == pytest.approx(2 * train("plain").flops)
+    for stop in (6, 3):
+        with pytest.raises(Interrupted):
+            train("plain", method=Again(), checkpoints=Checkpoints(tmp_path), interruption=stop_after(stop))
+    assert bits(train("plain", method=Again(), checkpoints=Checkpoints(tmp_path))) == bits(whole)
+    sys.modules.pop("selfdistill.training.needs.first_seen")
+
+
+def test_a_need_that_there_is_not_or_that_is_not_listed_is_refused():
+    class Lost(methods.load("plain"), about={**methods.about("plain"), "needs": ["viewz"]}): ...
+
+    with pytest.raises(needs.NeedError, match=r"no need 'viewz'; there are average, .*, views"):
+        train("plain", method=Lost())
+
+    class Unlisted(methods.load("plain"), about=methods.about("plain")):
+        needs = frozenset({"views"})
+
+    with pytest.raises(needs.NeedError, match="it needs views; allowed: what its ABOUT lists"):
+        train("plain", method=Unlisted())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_training_rests_on_the_needs_of_its_method_alone(name):
+    rests_on = {name_of(path) for path in closure([PACKAGE / "stages/cell.py", *method_files(name)])}
+    found = {Path(path).stem for path in rests_on if path.startswith("training/needs/")} - {"__init__"}
+    assert found == set(methods.about(name)["needs"])
 
 
 # ---- what does not fit ----

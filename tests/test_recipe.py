@@ -1,20 +1,31 @@
 """What a recipe may ask for beside the ordinary: AdamW, exempt norms, label noise, kept epochs."""
 
 import copy
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, get_args, get_origin
 
 import made
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
-from selfdistill.config import Recipe
+from selfdistill import methods
+from selfdistill.config import ConfigError, Recipe, read_study
+from selfdistill.errors import NonFiniteOutputsError
+from selfdistill.models.trained import build
+from selfdistill.stages.train import write_run
 from selfdistill.training import engine
 from selfdistill.training.checkpoint import Checkpoints
-from selfdistill.training.noise import noisy_labels
+from selfdistill.training.noise import noise_facts, noisy_labels
 from selfdistill.training.optimiser import make_optimiser
+from selfdistill.training.source import Resident
 from selfdistill.training.stopping import Interrupted
+
+ROOT = Path(__file__).parents[1]
 
 
 def small_network() -> nn.Module:
@@ -103,26 +114,80 @@ def test_label_noise_changes_the_share_that_was_asked_for():
     assert torch.equal(labels, torch.arange(1000) % 10)
 
 
-def test_label_noise_reaches_training_and_leaves_validation_alone():
-    clean, noisy = made.train("plain"), made.train("plain", label_noise=0.5)
-    assert clean.history[0]["loss"] != noisy.history[0]["loss"]
-    validation = made.made_split(16, 2).labels
-    assert torch.equal(validation, made.made_split(16, 2).labels)
+def test_label_noise_reaches_training_and_leaves_its_data_alone():
+    """Two runs that begin with the same images and labels: the second's are not exchanged twice."""
+    source, validation = Resident(*made.made_images(28, 1)), made.made_split(16, 2)
+    clean = [source.labels.clone(), validation.labels.clone()]
+    recipe = made.RECIPE.model_copy(update={"label_noise": 0.5, "label_noise_seed": 3})
+
+    def run(recipe: Recipe) -> engine.Trained:
+        method = methods.load("plain")()
+        return engine.train(method, lambda s: build(made.FORM, s), made.DATASET, source, validation, recipe, seed=0)
+
+    noisy, again, without = run(recipe), run(recipe), run(made.RECIPE)
+    assert noisy.history[0]["loss"] != without.history[0]["loss"]
+    assert noisy.history == again.history
+    assert all(map(torch.equal, clean, (source.labels, validation.labels)))
+    assert without.label_noise == {}
+    assert noisy.label_noise == again.label_noise == noise_facts(clean[0], noisy_labels(clean[0], 4, 0.5, 3))
+    assert noisy.label_noise["changed"] == 14
+
+
+def test_a_record_says_which_labels_were_exchanged(tmp_path):
+    """And says nothing of it without, so that records keep their form."""
+    cell = SimpleNamespace(dataset=made.DATASET)
+    for share, expected in ((0.5, {"changed": 14}), (0.0, {})):
+        trained = made.train("plain", label_noise=share)
+        write_run(tmp_path, {}, cell, trained, None)
+        found = json.loads((tmp_path / "run.json").read_text()).get("label_noise", {})
+        assert found == trained.label_noise
+        assert expected.items() <= found.items()
+
+
+def test_label_noise_is_refused_for_persons(tmp_path):
+    content = yaml.safe_load((ROOT / "studies/sd-market1501/params.yaml").read_text())
+    content["root"] = str(ROOT)
+    content["recipe"]["label_noise"] = 0.2
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"recipe\.label_noise: 0\.2 is not allowed; allowed: 0, for market1501 has"):
+        read_study(tmp_path / "params.yaml")
 
 
 def test_a_network_whose_outputs_are_no_numbers_is_refused_at_the_epochs_end():
     """The loss stays finite (some 1e19) while the weights become NaN; argmax would call all images class 0."""
     wild = {"learning_rate": 100.0, "weight_decay": 1.0, "epochs": 5, "schedule": "steps", "milestones": [0.99]}
-    with pytest.raises((engine.NonFiniteOutputsError, engine.NonFiniteLossError), match=r"NaN or infinite|not finite"):
+    with pytest.raises((NonFiniteOutputsError, engine.NonFiniteLossError), match=r"NaN or infinite|not finite"):
         made.train("plain", **wild)
     network = copy.deepcopy(made.train("plain").last)
     with torch.no_grad():
         network.backbone.classifier.weight[0, 0] = torch.nan
-    with pytest.raises(engine.NonFiniteOutputsError, match=r"the network: its outputs for (\d+) of the \1 validation"):
+    with pytest.raises(NonFiniteOutputsError, match=r"the network: its outputs for (\d+) of the \1 validation"):
         engine.accuracy_of(network, made.DATASET, made.made_split(16, 2))
 
 
+def test_a_warm_up_takes_half_of_a_phase_at_most():
+    """SRDL shares six epochs out to two phases of three: a warm-up of two would leave a phase one."""
+    for wanted, spent in ((1, 1.0), (2, 1.5)):
+        rates = [row["learning_rate"] for row in made.train("srdl", epochs=6, warmup_epochs=wanted).history]
+        assert rates[:3] == rates[3:]
+        last = 1 - 1 / 4  # of four steps an epoch, the last one's rate is logged
+        assert rates[0] == pytest.approx(0.05 * last / spent)
+        assert 0 < rates[2] < rates[1]
+
+
 def test_every_key_of_the_recipe_is_documented():
-    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
-    listed = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
-    assert listed == set(Recipe.model_fields)
+    """With its default, and its choices where it has some."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("| `")]
+    listed = {key.strip("`"): (allowed, default) for key, allowed, default in rows}
+    assert set(listed) == set(Recipe.model_fields)
+    for key, field in Recipe.model_fields.items():
+        allowed, default = listed[key]
+        if get_origin(field.annotation) is Literal:
+            assert allowed == ", ".join(get_args(field.annotation)), key
+        elif field.annotation is bool:
+            assert allowed == "true, false", key
+        if field.is_required() or field.default == []:
+            assert default in ("none", "none are kept"), key
+        else:
+            assert default == json.dumps(field.default).strip('"').removesuffix(".0"), key

@@ -73,6 +73,55 @@ def test_maps_of_tokens_and_of_channels_that_stand_last_are_in_their_places(name
     torch.testing.assert_close(outputs.logits[-1], network.backbone(images))
 
 
+# small at 32 pixels, or at the size they are made for, and of twelve kinds
+NAMED = (
+    "convnext_atto resnet18 efficientnet_b0 mobilenetv3_small_050 vit_tiny_patch16_224 deit_tiny_patch16_224 "
+    "swin_tiny_patch4_window7_224 mixer_s32_224 regnetx_002 densenet121 res2net50_14w_8s ghostnet_100"
+)
+
+
+@pytest.mark.parametrize("name", NAMED.split())
+@torch.no_grad()
+def test_a_shallow_exit_of_twelve_networks_is_exported_and_runs_nothing_behind_it(name):
+    size = 224 if name == "mixer_s32_224" else 32
+    network = built(f"timm:{name}", exits=True, size=size).eval()
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    wanted = network(images).logits[0]
+    program = torch.export.export(
+        network.exit_module(0), (images[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    torch.testing.assert_close(program.module()(images), wanted, rtol=1e-5, atol=1e-5)
+    last = network.backbone.get_submodule(network.section_names[-1])
+    ran = []
+    last.register_forward_hook(lambda *_: ran.append(1))
+    assert torch.equal(network.until(images, 0), wanted)
+    assert not ran
+    assert not any(key.startswith(f"0.backbone.{network.section_names[-1]}.") for key in program.state_dict)
+
+
+@pytest.mark.parametrize("name", [TINY, "timm:test_convnext", "timm:test_efficientnet", "timm:test_vit"])
+@torch.no_grad()
+def test_every_exit_is_exported(name):
+    network = built(name, exits=True).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for i, logits in enumerate(network(images).logits):
+        program = torch.export.export(network.exit_module(i), (images,))
+        torch.testing.assert_close(program.module()(images), logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_shallow_exit_takes_images_of_another_size_and_leaves_modes_alone():
+    """What lies behind has other shapes then, which are found by one more dry run."""
+    network = built(TINY, exits=True).train()
+    network.backbone.layer1.eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    images = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    network.until(images, 0)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    network.eval()
+    assert torch.equal(network.until(images, 1), network(images).logits[1])
+
+
 def test_a_map_of_tokens_is_laid_out_as_the_image_is():
     """Row by row from the top; what has no place, a class token in front, is left out."""
     from selfdistill.models.from_timm import layout

@@ -7,15 +7,17 @@ import sys
 
 import pytest
 import torch
-from made import DATASET, FORM, RECIPE, bits, made_images, made_split, train
+from made import DATASET, FORM, RECIPE, VARIANTS, bits, made_images, made_split, train
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill import methods
 from selfdistill.data.prepared import Dataset, open_splits
 from selfdistill.models.trained import build, load_network
 from selfdistill.seeds import derived_seed
-from selfdistill.training import cost, determinism, engine
+from selfdistill.training import cost, determinism, engine, needs
 from selfdistill.training.augment import crop, cutmix, cutout, flip, mixup
+from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.optimiser import SGD
 from selfdistill.training.plan import draw_plan
 from selfdistill.training.schedule import learning_rate
@@ -229,7 +231,7 @@ def test_crops_are_windows_of_the_padded_image():
     assert crop(images, 0, offsets) is images
 
 
-def test_flips_mirror_the_images_whose_coin_says_so():
+def test_flips_mirror_the_images_that_the_mask_names():
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(4, 1, 1, 1)
     flipped = flip(images, torch.tensor([True, False, False, True]))
     assert torch.equal(flipped, torch.stack([images[0].flip(2), images[1], images[2], images[3].flip(2)]))
@@ -255,6 +257,10 @@ def test_mixup_and_cutmix_keep_the_share_they_return():
     assert kept[1] > 0.3  # clipped by the corner
 
 
+def needs_of(name):
+    return needs.of(methods.load(name)()).values()
+
+
 def plan(**changes):
     labels = torch.arange(23) % 3
     wanted = {"seed": 1, "epoch": 4, "batch_size": 8, "crop_padding": 2, **changes}
@@ -263,16 +269,16 @@ def plan(**changes):
 
 def test_an_epochs_plan_depends_on_seed_and_epoch_alone():
     _, first = plan()
-    for name, same in (("batch_size", 5), ("views", 2), ("pairs", True), ("mixing", 0.5)):
-        _, other = plan(**{name: same})
-        assert all(torch.equal(v, other["main"][k]) for k, v in first["main"].items()), name
+    for changes in ({"batch_size": 5}, *({"needs": needs_of(name)} for name in ("ddgsd", "cskd", "mixup", "bake"))):
+        _, other = plan(**changes)
+        assert all(torch.equal(v, other["main"][k]) for k, v in first["main"].items()), changes
     for changes in ({"seed": 2}, {"epoch": 5}):
         assert not torch.equal(plan(**changes)[1]["main"]["image"], first["main"]["image"])
     assert sorted(first["main"]["image"].tolist()) == list(range(23))
 
 
 def test_pairs_are_other_images_of_the_class_and_partners_are_of_the_batch():
-    labels, drawn = plan(pairs=True, mixing=1.0, views=2)
+    labels, drawn = plan(needs=[*needs_of("cskd"), *needs_of("mixup"), *needs_of("ddgsd")])
     main, pair, partner = drawn["main"], drawn["pair"], drawn["partner"]
     assert torch.equal(labels[pair["image"]], labels[main["image"]])
     assert (pair["image"] != main["image"]).all()
@@ -343,7 +349,86 @@ def test_partners_are_drawn_uniformly_within_a_batch():
     """Of 6 images a batch each is each one's partner, itself included, a sixth of the time: chi-square over 3,000."""
     labels, counts = torch.arange(6) % 2, torch.zeros(6, 6)
     for epoch in range(3000):
-        plan = draw_plan(labels, seed=1, epoch=epoch, batch_size=6, crop_padding=0, mixing=1.0)
+        plan = draw_plan(labels, seed=1, epoch=epoch, batch_size=6, crop_padding=0, needs=needs_of("mixup"))
         counts[plan["main"]["image"], plan["partner"]["image"]] += 1
     expected = counts.sum() / 36
     assert ((counts - expected) ** 2 / expected).sum() < 63  # the 99.8th percentile at 35 degrees of freedom
+
+
+# What torch refuses on a GPU at "strict" and "portable" (torch.use_deterministic_algorithms), as a CPU calls it
+REFUSED = {
+    *("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward"),
+    *("avg_pool3d_backward", "max_pool3d_with_indices_backward", "fractional_max_pool2d_backward", "max_unpool2d"),
+    *("upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward"),
+    *("upsample_trilinear3d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward", "nll_loss2d_forward"),
+    *("put_", "histc", "bincount", "median", "grid_sampler_2d_backward", "kthvalue", "cumsum", "cumprod"),
+}
+
+
+class Called(TorchDispatchMode):
+    """The names of all operations, backward ones included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__.split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
+def test_strict_calls_nothing_that_torch_refuses_on_a_gpu(name, monkeypatch):
+    called, compute = Called(), engine.Run.compute
+
+    def watched(run, *arguments):
+        with called:
+            return compute(run, *arguments)
+
+    monkeypatch.setattr(engine.Run, "compute", watched)
+    train(name, epochs=2)
+    assert {"convolution", "convolution_backward"} <= called.names
+    assert not called.names & REFUSED
+
+
+def test_what_would_be_refused_on_a_gpu_is_seen():
+    with Called() as called:
+        maps = torch.randn(2, 3, 5, 5, requires_grad=True)
+        torch.nn.functional.adaptive_avg_pool2d(maps, 2).sum().backward()
+        torch.ones(3).cumsum(0)
+    assert called.names & REFUSED == {"_adaptive_avg_pool2d_backward", "cumsum"}
+
+
+def test_weights_that_are_no_numbers_are_refused_at_the_end():
+    """Where no output rests on them: no loss and no validation image shows it."""
+
+    def build_with_more(seed):
+        network = build(FORM, seed)
+        network.unread = torch.nn.Parameter(torch.tensor([1.0, math.inf]))
+        return network
+
+    arguments = (DATASET, Resident(*made_images(28, 1)), made_split(16, 2), RECIPE)
+    with pytest.raises(engine.NonFiniteWeightsError, match=r"the network after the last epoch: 1 of \d+ .*'unread'"):
+        engine.train(methods.load("plain")(), build_with_more, *arguments, seed=0)
+
+
+def test_no_checkpoint_holds_what_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        Checkpoints(tmp_path).save({}, {"loss": math.nan}, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_odd_steps_are_not_compiled(monkeypatch):
+    """The last, smaller batch and the first step without a batch before come once an epoch."""
+    sizes = []
+
+    def compiled(network, dynamic):
+        def forward(images):
+            sizes.append(len(images))
+            return network(images)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    train("dlb", compile=True)
+    assert sizes == [16] * (3 * 2 - 1)  # of 4 steps an epoch; the very first of the kind is counted, not compiled

@@ -14,7 +14,7 @@ from pydantic import Field, PlainValidator
 
 from selfdistill import methods, models
 from selfdistill.bounds import refused
-from selfdistill.data.catalogue import read_catalogue, split_faults
+from selfdistill.data.catalogue import DataEntry, read_catalogue, split_faults
 from selfdistill.errors import UserError
 from selfdistill.schema import ConfigError, Name, Sha256, Strict, nearest, read_yaml, shown, validate
 
@@ -43,8 +43,9 @@ class Recipe(Strict):
     """How every method of a study trains.
 
     momentum and nesterov are SGD's, beta1 and beta2 AdamW's, whose weight decay is decoupled.  decay_exempt: norms and
-    biases get no weight decay.  label_noise: share of the training labels that are exchanged for another class, drawn
-    by label_noise_seed; validation and test stay clean, and the training accuracy that is logged is against the
+    biases get no weight decay.  policy: operations on images, between flip and cutout; policy_operations and
+    policy_magnitude are RandAugment's.  label_noise: share of the training labels that are exchanged for another class,
+    drawn by label_noise_seed; validation and test stay clean, and the training accuracy that is logged is against the
     exchanged labels.  keep_epochs: after which epochs, counted over all phases, the weights are kept as well.
     """
 
@@ -65,6 +66,9 @@ class Recipe(Strict):
     crop_padding: int = Field(ge=0, le=64)
     flip: bool
     cutout: int = Field(default=0, ge=0, le=1024)
+    policy: Literal["none", "randaugment", "autoaugment"] = "none"
+    policy_operations: int = Field(default=2, ge=1, le=14)
+    policy_magnitude: int = Field(default=9, ge=0, le=30)
     label_noise: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     label_noise_seed: int = Field(default=0, ge=0, lt=2**31)
     keep_epochs: list[Annotated[int, Field(ge=1, le=100_000)]] = []
@@ -438,7 +442,8 @@ def recipe_faults(content: dict) -> Iterator[str]:
             yield f"recipe.milestones: {shown(milestones)} has no effect with schedule cosine; allowed: []"
     epochs, warmup = recipe.get("epochs"), recipe.get("warmup_epochs")
     if type(epochs) is int and type(warmup) is int and 0 < epochs <= warmup:
-        yield f"recipe.warmup_epochs: {warmup} is not allowed; allowed: fewer than recipe.epochs ({epochs})"
+        fewer = f"fewer than recipe.epochs ({epochs})" + (", which is 0" if epochs == 1 else "")
+        yield f"recipe.warmup_epochs: {warmup} is not allowed; allowed: {fewer}"
     kept = recipe.get("keep_epochs")
     whole = isinstance(kept, list) and all(type(epoch) is int for epoch in kept)
     if whole and any(a >= b for a, b in itertools.pairwise(kept)):
@@ -471,6 +476,20 @@ def computing_faults(recipe: dict) -> Iterator[str]:
             yield f"recipe.cuda_graphs: true is not allowed with {recipe['processes']} processes; allowed: false"
 
 
+def person_faults(content: dict, dataset: str, entry: DataEntry) -> Iterator[str]:
+    """Of a study on persons to be found again: label noise, which exchanges classes, has no meaning for them."""
+    if "gallery" not in (entry.images or {}):
+        return
+    recipes = {"recipe": content.get("recipe")}
+    variants = content.get("variants")
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        recipes[f"variants.{name}.recipe"] = variant.get("recipe") if isinstance(variant, dict) else None
+    for place, recipe in recipes.items():
+        if isinstance(recipe, dict) and recipe.get("label_noise"):
+            noise = shown(recipe["label_noise"])
+            yield f"{place}.label_noise: {noise} is not allowed; allowed: 0, for {dataset} has persons, not classes"
+
+
 def data_faults(content: dict, folder: Path) -> Iterator[str]:
     root = content.get("root")
     if not isinstance(root, str) or not root:
@@ -498,6 +517,7 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     sizes = [content.get(key) for key in ("training_images", "validation_images")]
     if content.get("split") in ("per_seed", "fixed") and all(size is None or type(size) is int for size in sizes):
         yield from split_faults(entry, content["split"], *sizes)
+    yield from person_faults(content, dataset, entry)
     size = sizes[0] if type(sizes[0]) is int else entry.split.train
     if size is None:
         return

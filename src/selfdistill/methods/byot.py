@@ -13,7 +13,7 @@ from selfdistill.training.method import Method, Step, sum_over_images
 
 ABOUT = {
     "class": "BYOT",
-    "needs": ["exits"],
+    "needs": ["exits", "companion"],
     "hyper": {
         "reading": {"default": "luanyunteng", "choices": ["luanyunteng", "journal", "mmrazor", "conference"]},
         "alpha": {"default": None, "allowed": [0.0, 1.0]},
@@ -191,7 +191,7 @@ class BYOT(Method):
 
     @property
     def needs(self) -> frozenset[str]:
-        return super().needs | ({"companion"} if self.reading == "journal" else set())
+        return super().needs - (set() if self.reading == "journal" else {"companion"})
 
     def companion(self, student: Outputs, teacher: Outputs | None, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         return Adaptation(student)

@@ -6,11 +6,10 @@ documented reading of the abstract, and no published table exists to compare it 
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from selfdistill.training.losses import smoothed_cross_entropy
+from selfdistill.training.losses import average_pool, smoothed_cross_entropy
 from selfdistill.training.method import Method, Step
 
 ABOUT = {
@@ -31,8 +30,8 @@ def descriptors(features: Tensor, channels: int, size: tuple[int, int]) -> Tenso
     Positions and channels are averaged in groups (many-to-one); where the numbers are no multiples of each
     other the groups overlap, as torch's adaptive pooling has it.
     """
-    pooled = F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)
-    return pooled if pooled.shape[2] == channels else F.adaptive_avg_pool1d(pooled, channels)
+    positions = average_pool(features, size).flatten(2).transpose(1, 2)
+    return average_pool(positions, (positions.shape[1], channels))
 
 
 def emd_l2(shallow: Tensor, deep: Tensor) -> Tensor:
@@ -43,7 +42,7 @@ def emd_l2(shallow: Tensor, deep: Tensor) -> Tensor:
     weights on both sides the optimal flow is a one-to-one assignment, solved exactly for each image
     and detached; the gradient flows through the costs alone.
     """
-    channels, size = min(shallow.shape[1], deep.shape[1]), tuple(deep.shape[-2:])
+    channels, size = min(shallow.shape[1], deep.shape[1]), (deep.shape[-2], deep.shape[-1])
     mine = descriptors(shallow, channels, size)
     theirs = descriptors(deep.detach(), channels, size)
     cost = (mine.unsqueeze(2) - theirs.unsqueeze(1)).square().mean(dim=3)  # N x P x P
@@ -59,8 +58,10 @@ def cdf_l2(shallow: Tensor, deep: Tensor) -> Tensor:
     """
 
     def cumulated(features: Tensor) -> Tensor:
-        energy = F.adaptive_avg_pool2d(features.square().mean(dim=1), tuple(deep.shape[-2:])).flatten(1)
-        return (energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-12)).cumsum(dim=1)
+        energy = average_pool(features.square().mean(dim=1), (deep.shape[-2], deep.shape[-1])).flatten(1)
+        share = energy / energy.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        # not cumsum, which is not deterministic on a GPU: N x P x P, row by row the positions up to this one
+        return share.unsqueeze(1).expand(-1, share.shape[1], -1).tril().sum(dim=2)
 
     return (cumulated(shallow) - cumulated(deep.detach())).square().sum(dim=1).mean()
 

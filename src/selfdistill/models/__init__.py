@@ -7,6 +7,7 @@ the same form; `own` names such files.
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -54,27 +55,40 @@ def families(own: Sequence[Path] = ()) -> list[Path]:
 @cache
 def entries(path: Path) -> dict[str, dict] | None:
     """The literal `NETWORKS` of a file, or None where it has none.  NetworkError: no Python, or no literal."""
+    if not path.is_file():
+        raise NetworkError(f"{path}: no such file; allowed: a file as docs/networks.md shows it")
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise NetworkError(f"{path}: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
         raise NetworkError(f"{path}: {line}no valid Python ({getattr(error, 'msg', error)})") from None
     for statement in tree.body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "NETWORKS":
-            form = "allowed: {name: {'class': name of a class in this file, and its arguments}}, all literal"
-            try:
-                found = ast.literal_eval(statement.value)
-            except ValueError:
-                raise NetworkError(f"{path}: line {statement.lineno}: NETWORKS is no literal; {form}") from None
-            if not isinstance(found, dict) or not all(
-                isinstance(name, str) and isinstance(entry, dict) and isinstance(entry.get("class"), str)
-                for name, entry in found.items()
-            ):
-                raise NetworkError(f"{path}: line {statement.lineno}: NETWORKS: {form}")
-            return found
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and getattr(targets[0], "id", None) == "NETWORKS":
+            return listing(statement, path)
     return None
+
+
+def listing(statement: ast.Assign | ast.AnnAssign, path: Path) -> dict[str, dict]:
+    """The value of `NETWORKS`, if it is what is allowed there."""
+    place = f"{path}: line {statement.lineno}: NETWORKS"
+    form = "allowed: {name: {'class': name of a class in this file, and its arguments}}, all literal"
+    try:
+        found = ast.literal_eval(statement.value) if statement.value else None
+    except (ValueError, TypeError):  # TypeError: a key that cannot be one
+        raise NetworkError(f"{place} is no literal; {form}") from None
+    if not isinstance(found, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("class"), str) for entry in found.values()
+    ):
+        raise NetworkError(f"{place}: {form}")
+    for name in found:  # it names folders of results
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise NetworkError(f"{place}: {name!r} is no name; allowed: letters, digits, '.', '_' and '-'")
+    if isinstance(statement.value, ast.Dict) and len(statement.value.keys) != len(found):
+        raise NetworkError(f"{place}: a name stands there twice; allowed: each once")
+    return found
 
 
 def family_file(name: str, own: Sequence[Path] = ()) -> Path | None:
@@ -114,8 +128,8 @@ def build(
     channels, size: of the images, C and (H, W); exits: a classifier after every section; own: files of networks
     beside those of this folder.
     The backbone and the exits draw from generators of their own, so that networks of one seed start
-    from the same backbone whether they have exits or not.  Raises NetworkError for a network that is not there
-    or does not fit.
+    from the same backbone whether they have exits or not.  Raises NetworkError for a network that is not there,
+    whose class cannot be built, or whose outputs are not what docs/networks.md says.
     """
     if name.startswith(TIMM):
         form = {"channels": channels, "classes": classes, "size": tuple(size), "exits": exits, "seed": seed}
@@ -125,28 +139,41 @@ def build(
     exit_width, exit_bias = entry.pop("exit_width", 128), entry.pop("exit_bias", False)
     module = import_module(f"{__name__}.{file.stem}") if file.parent == FOLDER else module_of(file)
     sections = import_module(f"{__name__}.sections")
-    backbone = entry.pop("class")
-    if not hasattr(module, backbone):
-        raise NetworkError(f"{file}: {name}: no class {backbone!r} in this file")
-    with sections.seeded(seed):
-        try:
-            trunk = getattr(module, backbone)(channels=channels, classes=classes, **entry)
-        except TypeError as error:
-            raise NetworkError(f"{file}: {name}: it cannot be made so ({error})") from None
-    if lacking := [part for part in ("stem", "sections", "classifier") if not hasattr(trunk, part)]:
-        raise NetworkError(f"{file}: {name}: no {lacking[0]}; allowed: a module with stem, sections and classifier")
-    with sections.seeded(seed + 1):
-        return sections.SectionedNetwork(
-            trunk,
-            input_shape=(channels, *size),
-            classes=classes,
-            exit_width=exit_width if exits else None,
-            exit_bias=exit_bias,
-        )
+    made = getattr(module, entry.pop("class"), None)
+    if made is None:
+        raise NetworkError(f"{file}: {name}: no class {arguments(name, own)['class']!r} in this file")
+    shape = (channels, *size)
+    try:
+        with sections.seeded(seed):
+            trunk = made(channels=channels, classes=classes, **entry)
+        if lacking := sections.lacking(trunk):
+            raise NetworkError(
+                f"{file}: {name}: {lacking}; allowed: a module with stem, sections and classifier (docs/networks.md)"
+            )
+        with sections.seeded(seed + 1):
+            network = sections.SectionedNetwork(
+                trunk,
+                input_shape=shape,
+                classes=classes,
+                exit_width=exit_width if exits else None,
+                exit_bias=exit_bias,
+            )
+            if file.parent != FOLDER:
+                network.check(classes)
+    except NetworkError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise NetworkError(
+            f"{file}: {name}: it cannot be built for {classes} classes and images of {' x '.join(map(str, shape))} "
+            f"({reason})"
+        ) from error
+    return network
 
 
 def module_of(file: Path) -> ModuleType:
     """A file of a user's own, loaded once."""
+    file = file.resolve()
     name = f"selfdistill_own_{file.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
@@ -160,5 +187,6 @@ def module_of(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise NetworkError(f"{file}: {type(error).__name__} while it is loaded: {error}") from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise NetworkError(f"{file}: {type(error).__name__} while it is loaded: {reason}") from error
     return module

@@ -53,7 +53,7 @@ class DenseNet(nn.Module):
                 section.append(DenseLayer(width, growth))
                 width += growth
             self.sections.append(section)
-        self.sections[-1].extend([nn.BatchNorm2d(width), nn.ReLU()])
+        section.extend([nn.BatchNorm2d(width), nn.ReLU()])
         self.classifier = nn.Linear(width, classes)
         # as torchvision's: with so few outputs a layer, their count would make each layer's output 4 times as
         # large in variance as its input until batch normalisation has its statistics

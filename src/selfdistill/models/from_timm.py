@@ -6,13 +6,15 @@ Imported only when such a network is built: timm takes some seconds.
 """
 
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfdistill.data.vision import import_torchvision
 from selfdistill.models import NetworkError
-from selfdistill.models.sections import AsMap, CutNetwork, cut, seeded
+from selfdistill.models.cut import AsMap, CutNetwork, cut
+from selfdistill.models.sections import seeded
 
 SECTIONS = 4  # at most, as BYOT has; deep networks name five, the first of which is hardly more than the stem
 EXIT_WIDTH = 128
@@ -57,7 +59,11 @@ def cut_backbone(name: str, form: dict, shape: tuple[int, int, int], exits: bool
     if len(stages) < 2 or classifier is None:
         lacking = "feature maps" if len(stages) < 2 else "classifier"
         raise NetworkError(f"timm:{name}: timm names no {lacking} of it; allowed: a network with both")
-    arguments = {"classifier": classifier, "input_shape": shape, "as_map": layout(backbone, stages, shape)}
+    arguments: dict[str, Any] = {
+        "classifier": classifier,
+        "input_shape": shape,
+        "as_map": layout(backbone, stages, shape),
+    }
     sections = [stage["module"] for stage in stages]
     try:
         trunk = cut(backbone, sections, **arguments)
@@ -115,7 +121,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def classifier_name(backbone: nn.Module) -> str | None:
+def classifier_name(backbone: Any) -> str | None:
     """The layer that gives the logits: the first of two where these are a mean, the innermost where it is wrapped."""
     head = backbone.get_classifier()
     head = head[0] if isinstance(head, tuple) else head

@@ -69,8 +69,9 @@ class GoogLeNet(nn.Module):
         for i, modules in enumerate(SECTIONS):
             section = nn.Sequential(*([nn.MaxPool2d(3, 2, 1)] if i else []))
             for branches in modules:
-                section.append(Inception(width, *branches))
-                width = section[-1].outputs
+                module = Inception(width, *branches)
+                section.append(module)
+                width = module.outputs
             self.sections.append(section)
         self.classifier = nn.Linear(width, classes)
 

@@ -1,5 +1,7 @@
 """What several of the networks are made of."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ def pad_channels(x: Tensor, channels: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
-def initialise(network: nn.Module, mode: str = "fan_out") -> None:
+def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
     """Every convolution's weights from a normal of variance 2 / (k * k * outputs) (He et al. 2015), or of the
     inputs with `fan_in`."""
     for module in network.modules():

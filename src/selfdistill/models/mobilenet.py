@@ -63,5 +63,5 @@ class MobileNetV2(nn.Module):
                     section.append(InvertedResidual(width, outputs, 1 if i else stride, expansion))
                     width = outputs
             self.sections.append(section)
-        self.sections[-1].append(convolution(width, LAST, 1))
+        section.append(convolution(width, LAST, 1))
         self.classifier = nn.Linear(LAST, classes)

@@ -106,14 +106,15 @@ class PreActResNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(channels, stem_width, 3, 1, 1, bias=False))
         inputs = (stem_width, *widths)
-        self.sections = nn.ModuleList(
+        sections = [
             nn.Sequential(
                 PreActBlock(inputs[i], width, strides[i]),
                 *(PreActBlock(width, width, 1) for _ in range(blocks[i] - 1)),
             )
             for i, width in enumerate(widths)
-        )
-        activated, width = (self.sections[-1], widths[-1]) if last_activation else (self.stem, stem_width)
+        ]
+        self.sections = nn.ModuleList(sections)
+        activated, width = (sections[-1], widths[-1]) if last_activation else (self.stem, stem_width)
         activated.extend([nn.BatchNorm2d(width), nn.ReLU()])
         self.classifier = nn.Linear(widths[-1], classes)
         initialise(self)

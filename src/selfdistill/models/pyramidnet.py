@@ -76,16 +76,17 @@ class PyramidNet(nn.Module):
         bottleneck: bool,
     ) -> None:
         super().__init__()
-        inputs = width = 16
+        inputs, width = 16, 16.0
         self.stem = nn.Sequential(nn.Conv2d(channels, inputs, 3, 1, 1, bias=False), nn.BatchNorm2d(inputs))
         self.sections = nn.ModuleList()
         for count, stride in zip(blocks, strides, strict=True):
             section = nn.Sequential()
             for i in range(count):
                 width += widening / sum(blocks)
-                section.append(PyramidBlock(inputs, round(width), 1 if i else stride, bottleneck))
-                inputs = section[-1].outputs
+                block = PyramidBlock(inputs, round(width), 1 if i else stride, bottleneck)
+                section.append(block)
+                inputs = block.outputs
             self.sections.append(section)
-        self.sections[-1].extend([nn.BatchNorm2d(inputs), nn.ReLU()])
+        section.extend([nn.BatchNorm2d(inputs), nn.ReLU()])
         self.classifier = nn.Linear(inputs, classes)
         initialise(self)

@@ -1,13 +1,14 @@
 """A backbone cut into sections, with a classifier after each where a method wants exits."""
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+
+Shape = tuple[int, int, int]  # of an image: C, H, W
 
 
 class Floats(Sequence[Tensor]):
@@ -73,18 +74,25 @@ class Exit(nn.Module):
         self, shape: torch.Size, deepest: torch.Size, features: int, width: int, bias: bool, classes: int
     ) -> None:
         super().__init__()
-        k = tuple(max(own // last, 1) for own, last in zip(shape[2:], deepest[2:], strict=True))
-        layers = []
+        k = max(shape[2] // deepest[2], 1), max(shape[3] // deepest[3], 1)
+        layers: list[nn.Module] = []
         for inputs, outputs, size in (
-            (shape[1], width, 1),
+            (shape[1], width, (1, 1)),
             (width, width, k),
-            (width, features, 1),
+            (width, features, (1, 1)),
         ):
             convolution = nn.Conv2d(inputs, outputs, size, size, bias=bias)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.bottleneck = nn.Sequential(*layers)
         self.classifier = nn.Linear(features, classes)
+
+
+class Pooled(nn.Module):
+    """N x C x H x W -> N x C, the mean of each map."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3))
 
 
 class SectionedNetwork(nn.Module):
@@ -96,33 +104,46 @@ class SectionedNetwork(nn.Module):
     is the plain backbone.
     """
 
+    backbone: Any  # a module with `stem`, `sections` and `classifier`
+    classifier_name = "classifier"  # in the backbone
+
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: Shape,
         classes: int,
         exit_width: int | None,
         exit_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.input_shape = backbone, input_shape
         self.exits = nn.ModuleList()
         if exit_width is not None:
-            shapes, features = self._shapes(input_shape)
+            shapes, features = self.shapes(input_shape)
             self.exits.extend(Exit(s, shapes[-1], features, exit_width, exit_bias, classes) for s in shapes[:-1])
 
-    def _shapes(self, input_shape: tuple[int, int, int]) -> tuple[list[torch.Size], int]:
-        """The shape of each section's map, and the width of what the backbone's classifier sees.
+    def shapes(self, input_shape: Shape) -> tuple[list[torch.Size], int]:
+        """The shape of each section's map of one image, and the width of what the backbone's classifier sees.
 
         Found by a dry run that leaves the statistics alone."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
+        with evaluating(self):
             device = next(self.backbone.parameters()).device
             maps, feature, _ = self.whole(torch.zeros(1, *input_shape, device=device))
-        self.train(was_training)
         return [m.shape for m in maps], feature.shape[1]
+
+    def check(self, classes: int) -> None:
+        """Try a black image; the backbone is somebody else's.  Raises ValueError for outputs that are none of ours."""
+        with evaluating(self):
+            x = self.backbone.stem(torch.zeros(1, *self.input_shape, device=next(self.parameters()).device))
+            for i, section in enumerate(self.backbone.sections):
+                x = section(x)
+                if not isinstance(x, Tensor) or x.ndim != 4:
+                    found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                    raise ValueError(f"sections[{i}] gives {found}; allowed: a map N x C x H x W")
+            logits = self.backbone.classifier(x.mean(dim=(2, 3)))
+        if logits.shape != (1, classes):
+            raise ValueError(f"classifier gives {list(logits.shape)}; allowed: logits [1, {classes}]")
 
     @property
     def section_count(self) -> int:
@@ -132,10 +153,10 @@ class SectionedNetwork(nn.Module):
     def exit_count(self) -> int:
         return len(self.exits) + 1
 
-    def maps(self, images: Tensor, sections: int | None = None) -> list[Tensor]:
-        """The feature maps of the first `sections` sections, or of all."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The feature maps of all sections."""
         x, found = self.backbone.stem(images), []
-        for section in self.backbone.sections[:sections]:
+        for section in self.backbone.sections:
             x = section(x)
             found.append(x)
         return found
@@ -149,8 +170,9 @@ class SectionedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """images: N x C x H x W floats."""
         maps, deepest_feature, deepest_logits = self.whole(images)
-        features = [e.bottleneck(m).mean(dim=(2, 3)) for e, m in zip(self.exits, maps, strict=False)]
-        logits = [e.classifier(f) for e, f in zip(self.exits, features, strict=True)]
+        exits: list[Any] = list(self.exits)
+        features = [e.bottleneck(m).mean(dim=(2, 3)) for e, m in zip(exits, maps, strict=False)]
+        logits = [e.classifier(f) for e, f in zip(exits, features, strict=True)]
         return Outputs([*logits, deepest_logits], [*features, deepest_feature], maps)
 
     def until(self, images: Tensor, exit_index: int) -> Tensor:
@@ -158,128 +180,61 @@ class SectionedNetwork(nn.Module):
 
         exit_index: 0 for the shallowest to `exit_count` - 1; raises IndexError for another.
         """
+        channels, height, width = images.shape[1:]
+        return self.exit_module(exit_index, (channels, height, width))(images)
+
+    def exit_module(self, exit_index: int, input_shape: Shape | None = None) -> nn.Module:
+        """One exit as a module of its own: images N x C x H x W -> logits N x K, without what lies behind it.
+
+        It shares the network's weights, and can be exported by `torch.export.export` or `torch.onnx.export`; call
+        `eval()` on the network first.
+        exit_index: as of `until`; input_shape: C, H, W of the images where they are not those it was built for.
+        """
         if not 0 <= exit_index < self.exit_count:
             raise IndexError(
                 f"exit {exit_index}: this network has {self.exit_count}; allowed: 0 to {self.exit_count - 1}"
             )
         if exit_index == len(self.exits):
-            return self.whole(images)[2]
-        chosen = self.exits[exit_index]
-        return chosen.classifier(chosen.bottleneck(self.maps(images, exit_index + 1)[-1]).mean(dim=(2, 3)))
+            module = self.deepest()
+        else:
+            shallow: Any = self.exits[exit_index]
+            trunk = self.trunk(exit_index, input_shape or self.input_shape)
+            module = nn.Sequential(trunk, shallow.bottleneck, Pooled(), shallow.classifier)
+        module.training = self.training
+        return module
+
+    def deepest(self) -> nn.Module:
+        """The network without shallow exits: images -> logits."""
+        return nn.Sequential(self.backbone.stem, *self.backbone.sections, Pooled(), self.backbone.classifier)
+
+    def trunk(self, section: int, input_shape: Shape) -> nn.Module:
+        """Images of this shape -> the map of a section, counted from 0, without what lies behind it."""
+        return nn.Sequential(self.backbone.stem, *self.backbone.sections[: section + 1])
 
 
-AsMap = Callable[[str, Tensor], Tensor]
+def lacking(backbone: object) -> str | None:
+    """What a module lacks to be the backbone of a `SectionedNetwork`."""
+    if not isinstance(backbone, nn.Module):
+        return f"{type(backbone).__name__} is no torch.nn.Module"
+    for part in ("stem", "sections", "classifier"):
+        if not isinstance(getattr(backbone, part, None), nn.Module):
+            return f"no {part}" if not hasattr(backbone, part) else f"{part} is no torch.nn.Module"
+    if not isinstance(backbone.sections, nn.ModuleList | nn.Sequential) or not len(backbone.sections):
+        return "sections is no torch.nn.ModuleList of at least one section"
+    return None
 
 
-def unchanged(name: str, output: Tensor) -> Tensor:
-    return output
-
-
-class CutNetwork(SectionedNetwork):
-    """Any module as a backbone, cut after some of its modules, which are found by name.
-
-    The backbone runs as it is, and hooks look at what passes; so its own weights are trained, and what
-    it does between its last section and its classifier stays its own affair.
-    """
-
-    def __init__(self, backbone: nn.Module, sections: list[str], classifier: str, as_map: "AsMap", **arguments) -> None:
-        named = dict(backbone.named_modules())
-        for name in (*sections, classifier):
-            if name not in named:
-                close = difflib.get_close_matches(name, [n for n in named if n], n=3)
-                raise ValueError(f"no module {name!r} in {type(backbone).__name__}; the nearest: {', '.join(close)}")
-        self.section_names, self.classifier_name, self.as_map = list(sections), classifier, as_map
-        super().__init__(backbone, **arguments)
-
-    @property
-    def section_count(self) -> int:
-        return len(self.section_names)
-
-    def maps(self, images: Tensor, sections: int | None = None) -> list[Tensor]:
-        maps, _, _ = self._run(images, self.section_names[:sections], stop=True)
-        return maps
-
-    def whole(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        return self._run(images, self.section_names, stop=False)
-
-    def _run(
-        self, images: Tensor, sections: list[str], stop: bool
-    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """Run the backbone, or with `stop` only until the last of `sections` has been computed."""
-        seen: dict[str, Tensor] = {}
-
-        def look(name: str):
-            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-                seen[name] = output
-                seen[f"input of {name}"] = inputs[0]
-                if stop and name == sections[-1]:
-                    raise _Enough
-
-            return hook
-
-        watched = sections if stop else [*sections, self.classifier_name]
-        hooks = [self.backbone.get_submodule(name).register_forward_hook(look(name)) for name in watched]
-        logits = None
-        try:
-            logits = self.backbone(images)
-        except _Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name in watched:
-            if name not in seen:
-                raise ValueError(f"{name}: this module does not run in the backbone's forward pass")
-        maps = [self.as_map(name, seen[name]) for name in sections]
-        for name, found in zip(sections, maps, strict=True):
-            if not isinstance(found, Tensor) or found.ndim != 4:
-                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise ValueError(f"{name}: its output has shape {shape}; allowed: N x C x H x W")
-        feature = seen.get(f"input of {self.classifier_name}")
-        return maps, feature.flatten(1) if feature is not None else None, logits
-
-
-class _Enough(Exception):
-    """What was wanted of a forward pass has been computed."""
-
-
-def cut(
-    backbone: nn.Module,
-    sections: list[str],
-    *,
-    classifier: str,
-    input_shape: tuple[int, int, int],
-    exit_width: int | None = None,
-    as_map: AsMap = unchanged,
-) -> CutNetwork:
-    """A backbone of torchvision, timm or your own, cut into sections after the modules of these names.
-
-    sections: shallow to deep, each the name of a module whose output is N x C x H x W, or is made so by
-    `as_map(name, output)`; classifier: the name of the linear layer, or 1x1 convolution, that gives the logits;
-    input_shape: C, H, W of the images.  With exit_width, the width of their bottlenecks, every section but the
-    last gets an exit that fits its map.  The backbone is used, not copied.  Raises ValueError for a name that is
-    not there or does not fit.
-
-    >>> network = cut(torchvision.models.resnet18(), ["layer1", "layer2", "layer3", "layer4"],
-    ...               classifier="fc", input_shape=(3, 224, 224), exit_width=128)
-    """
-    layer = dict(backbone.named_modules()).get(classifier)
-    pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-    if layer is not None and not (isinstance(layer, nn.Linear) or pointwise):
-        raise ValueError(
-            f"{classifier}: {type(layer).__name__} is no classifier; allowed: the last nn.Linear or 1x1 nn.Conv2d"
-        )
-    classes = layer.out_channels if pointwise else layer.out_features if layer is not None else 0
-    network = CutNetwork(
-        backbone,
-        sections,
-        classifier,
-        as_map,
-        input_shape=input_shape,
-        classes=classes,
-        exit_width=exit_width,
-    )
-    return network.to(next(backbone.parameters()).device)
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients inside; every module is left in the mode in which it was."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

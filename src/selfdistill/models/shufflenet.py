@@ -65,9 +65,10 @@ class ShuffleNetV2(nn.Module):
         self.sections = nn.ModuleList()
         for outputs, count in SECTIONS:
             units = (ShuffleUnit(outputs, outputs, 1) for _ in range(count - 1))
-            self.sections.append(nn.Sequential(ShuffleUnit(width, outputs, 2), *units))
+            section = nn.Sequential(ShuffleUnit(width, outputs, 2), *units)
+            self.sections.append(section)
             width = outputs
-        self.sections[-1].append(convolution(width, LAST, 1))
+        section.append(convolution(width, LAST, 1))
         self.classifier = nn.Linear(LAST, classes)
 
 

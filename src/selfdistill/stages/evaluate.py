@@ -12,22 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset
-from selfdistill.errors import UserError
+from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import ClassTest
 from selfdistill.evaluation.retrieval import PersonTest
 from selfdistill.evaluation.robustness import tests_of
 from selfdistill.files import write_atomically
-from selfdistill.models.trained import load_network
+from selfdistill.models.trained import load_network, rows_not_finite
 from selfdistill.training import determinism
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
 
 WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what a study selects
-
-
-class NonFiniteOutputsError(UserError):
-    """What a network says of some images is no number; the message names weights, split and how many."""
 
 
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
@@ -82,8 +78,7 @@ def evaluate_run(folder: Path, test: ClassTest | PersonTest, predictions: Path, 
 
 def finite(outputs: Tensor, weights: Path, split: str) -> Tensor:
     """The outputs, exits x N x D, after making sure that all are numbers."""
-    if not (whole := torch.isfinite(outputs)).all():
-        rows = int((~whole.all(dim=2)).any(dim=0).sum())
+    if rows := int(rows_not_finite(outputs)):
         raise NonFiniteOutputsError(
             f"{weights}: the network's outputs for {rows} of {outputs.shape[1]} images of the {split} split are no "
             "numbers (NaN or infinite); train it again with a lower recipe.learning_rate"

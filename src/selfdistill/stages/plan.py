@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 TRAINING = ("stages/cell.py",)
 EVALUATION = ("stages/evaluate.py",)
 REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
-# A schema of parameters and a place on the disk are no part of a result; whatever they say that is one stands in
-# the plan itself.
-NO_RESULT = ("bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
+# A schema of parameters, a place on the disk and the names that the package offers are no part of a result; whatever
+# they say that is one stands in the plan itself.
+NO_RESULT = ("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
 
 
 def training_plan(study: "Study", model: str, variant: str) -> dict:

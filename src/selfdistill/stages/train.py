@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from selfdistill.errors import UserError
 from selfdistill.files import sha256_of, write_atomically
-from selfdistill.models.trained import load_network
+from selfdistill.models.trained import load_network, weight_hashes
 from selfdistill.stages import finished, host
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
@@ -132,9 +132,8 @@ def is_run(files: finished.Files, key: str) -> bool:
     """Whether these files are the whole run of this key, each as it was written."""
     try:
         record = json.loads(files["run.json"].read_bytes())
-        hashes = {"weights": record["weights_sha256"], "validation_best": record["validation_best_sha256"]}
-        hashes |= record["members"] | {f"kept_{epoch}": sha256 for epoch, sha256 in record["kept"].items()}
-        hashes = {f"{name}.safetensors": h for name, h in hashes.items()} | {"history.csv": record["history_sha256"]}
+        hashes = {f"{name}.safetensors": sha256 for name, sha256 in weight_hashes(record).items()}
+        hashes["history.csv"] = record["history_sha256"]
         return record["key"] == key and all(sha256_of(files[name]) == h for name, h in hashes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -157,6 +156,7 @@ def write_run(folder: Path, inputs: dict, cell: Cell, trained: Any, taught: dict
         "history_sha256": hashlib.sha256(history).hexdigest(),
         "members": {name: sha256[name] for name in trained.members},
         "kept": {str(epoch): sha256[f"kept_{epoch}"] for epoch in trained.kept},
+        **({"label_noise": trained.label_noise} if trained.label_noise else {}),
         "cost": {
             "parameters": trained.parameters,
             "training_flops": round(trained.flops),

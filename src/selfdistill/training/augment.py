@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the device where they lie.
 
-Nothing here draws: what chance decides comes in as tensors of the batch's rows (see plan.py), so that
+Nothing here draws: what is random comes in as tensors of the batch's rows (see plan.py), so that
 an image is augmented alike in whatever process, batch or run it is asked for again.
 """
 
@@ -25,9 +25,9 @@ def crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:
     return padded[which, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def flip(images: Tensor, heads: Tensor) -> Tensor:
-    """Mirror left to right each N x C x H x W image whose entry in `heads`, bool N, is true."""
-    return torch.where(heads.view(-1, 1, 1, 1), images.flip(3), images)
+def flip(images: Tensor, flip_mask: Tensor) -> Tensor:
+    """Mirror left to right each N x C x H x W image whose entry in `flip_mask`, bool N, is true."""
+    return torch.where(flip_mask.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def cutout(images: Tensor, size: int, centres: Tensor) -> Tensor:

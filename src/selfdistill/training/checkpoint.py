@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -34,7 +35,7 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self.last_save > self.last_cost / SHARE
 
-    def save(self, tensors: dict[str, Tensor], state: dict, steps: int) -> Path:
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any], steps: int) -> Path:
         """Write one, atomically, and remove those older than the newest two.
 
         state: what JSON can hold; steps: done so far, which orders the files.  OSError passes on, and
@@ -42,7 +43,8 @@ class Checkpoints:
         """
         started = time.monotonic()
         content = save(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"state": json.dumps(state)}
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            {"state": json.dumps(state, allow_nan=False)},
         )
         path = self.folder / f"{steps:09d}-{hashlib.sha256(content).hexdigest()}.safetensors"
         write_atomically(path, content)
@@ -56,7 +58,7 @@ class Checkpoints:
         """Newest first."""
         return sorted(self.folder.glob("*.safetensors"), reverse=True)
 
-    def newest(self) -> tuple[dict[str, Tensor], dict] | None:
+    def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of the newest whole checkpoint; a damaged one is named on stderr and passed over."""
         for path in self.files():
             content = path.read_bytes()

@@ -29,10 +29,11 @@ def counted_flops(*networks: nn.Module | None) -> Iterator[Flops]:
     flops = Flops()
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        per_output = module.weight[0].numel()
+        weight = module.get_parameter("weight")
+        per_output = weight[0].numel()
         passes = 1
         if output.requires_grad:
-            passes += module.weight.requires_grad + inputs[0].requires_grad
+            passes += weight.requires_grad + inputs[0].requires_grad
         flops.total += 2 * output.numel() * per_output * passes
 
     layers = {m for n in networks if n is not None for m in n.modules() if isinstance(m, nn.Conv2d | nn.Linear)}

@@ -72,7 +72,7 @@ def apply(recipe: Any) -> str:
     """
     import torch
 
-    if fault := misfit(recipe.determinism, recipe.threads):
+    if fault := misfit(recipe.determinism):
         raise DeterminismError(f"recipe.determinism: {recipe.determinism} cannot be had here: {fault}")
     strict = recipe.determinism in ("strict", "portable")
     torch.set_num_threads(recipe.threads)
@@ -92,7 +92,7 @@ def apply(recipe: Any) -> str:
     return device
 
 
-def misfit(level: str, threads: int) -> str | None:
+def misfit(level: str) -> str | None:
     """Why a level does not hold in this process, if so: torch's libraries read some variables once.
 
     They do so when torch is loaded, or at the first convolution: a variable that is set later is without effect.  So

@@ -9,6 +9,7 @@ import signal
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,17 +56,21 @@ class World:
 
     def most(self, value: int) -> int:
         """The largest of a small number over all processes."""
-        if self.size == 1:
-            return value
-        highest = torch.tensor([value])
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=_on_cpu())
-        return int(highest)
+        return self.most_of_each([value])[0]
 
-    def gather(self, value) -> list:
+    def most_of_each(self, values: list[int]) -> list[int]:
+        """The largest over all processes of each of some small numbers."""
+        if self.size == 1:
+            return values
+        highest = torch.tensor(values)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=_on_cpu())
+        return highest.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
         """A small Python object of every process, by rank."""
         if self.size == 1:
             return [value]
-        gathered = [None] * self.size
+        gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value, group=_on_cpu())
         return gathered
 
@@ -74,7 +79,7 @@ ALONE = World()
 
 
 @cache
-def _on_cpu():
+def _on_cpu() -> dist.ProcessGroup:
     """Control messages travel beside the GPU's queue, so that asking never waits for it."""
     return dist.new_group(backend="gloo")
 
@@ -108,13 +113,13 @@ class SumOverProcesses(torch.autograd.Function):
     """The sum over all processes; backward, the sum of what every process wants of it."""
 
     @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return SumOverProcesses.apply(gradient.contiguous())
 
 
@@ -128,7 +133,9 @@ class NormaliseAcrossProcesses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         values = images.double()
         count = torch.full((1,), images.numel() / images.shape[1], dtype=torch.float64)
         total = torch.cat([values.sum(dim=(0, 2, 3)), count])
@@ -144,7 +151,7 @@ class NormaliseAcrossProcesses(torch.autograd.Function):
         return output, mean, variance * count / (count - 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, weight, mean, scale = ctx.saved_tensors
         centred = images - mean.view(1, -1, 1, 1)
         exact = gradient.double()
@@ -160,6 +167,11 @@ class NormaliseAcrossProcesses(torch.autograd.Function):
 
 class BatchNormAcrossProcesses(nn.BatchNorm2d):
     """nn.BatchNorm2d over all processes' images, on CPUs, where nn.SyncBatchNorm does not run."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:

@@ -9,8 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from selfdistill.errors import UserError
+
 # Steps before a capture: kernels are chosen, compiled and given their workspaces in them.
 WARM_UP = 3
+
+
+class GraphError(UserError, RuntimeError):
+    """A step that no CUDA graph can hold; the message says why and what to do."""
 
 
 class GraphedStep:
@@ -20,8 +26,15 @@ class GraphedStep:
         self.inputs = {name: t.clone() for name, t in example.items()}
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that pins a DataLoader's batches may go on meanwhile
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            self.output = step(self.inputs)
+        try:
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self.output = step(self.inputs)
+        except RuntimeError as error:
+            # what began in this process is neither captured nor computed, and a later capture may fail of it
+            raise GraphError(
+                f"the step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}; set recipe.cuda_graphs: "
+                'false, or list "host" among the needs of a method that looks at numbers on the CPU'
+            ) from error
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         for name, tensor in inputs.items():

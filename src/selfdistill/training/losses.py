@@ -64,6 +64,17 @@ def virtual_teacher(logits: Tensor, targets: Tensor, correct: float, temperature
     return (u.scatter(1, targets.unsqueeze(1), correct) / temperature).softmax(dim=1)
 
 
+def average_pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """... x H x W averaged to `size`: in equal windows where it divides H and W, else in overlapping ones, as torch's
+    adaptive pooling has it, whose gradient on a GPU is not deterministic."""
+    height, width = maps.shape[-2:]
+    if (height, width) == size:
+        return maps
+    if height % size[0] or width % size[1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+
+
 def attention_map(features: Tensor) -> Tensor:
     """N x C x H x W to N x HW: the mean over channels of F^2, each image's of l2 norm 1 (attention transfer)."""
     return F.normalize(features.square().mean(dim=1).flatten(1), dim=1)
@@ -77,7 +88,7 @@ def attention_distance(student: Tensor, teacher: Tensor, distance: str = "mean_s
     gradient is cut.
     """
     teacher = teacher.detach()
-    size = [min(both) for both in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    student, teacher = (m if list(m.shape[2:]) == size else F.adaptive_avg_pool2d(m, size) for m in (student, teacher))
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    student, teacher = (average_pool(m, size) for m in (student, teacher))
     apart = attention_map(student) - attention_map(teacher)
     return apart.square().mean() if distance == "mean_square" else torch.linalg.vector_norm(apart, dim=1).mean()

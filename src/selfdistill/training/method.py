@@ -71,6 +71,7 @@ class Step:
         `tensor.mean(dim=0)` is this process's mean.
     whole_batch: N x ... to the rows of all processes, without gradient, and where this one's rows are.
     statistics: whatever the method wants logged beside its loss terms, by name.
+    more: what a need gives that has no field here, by name.
     """
 
     images: Tensor
@@ -94,6 +95,7 @@ class Step:
     last_logits: Tensor | None = None
     batch_size: int = 0
     last_batch_size: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
     whole_batch: Callable[[Tensor], tuple[Tensor, slice]] = whole_batch
 
     def __post_init__(self) -> None:
@@ -104,7 +106,7 @@ class Step:
         for name in ("views", "positives"):
             setattr(self, name, [in_single_precision(name, outputs) for outputs in getattr(self, name)])
         self.batch_size = self.batch_size or len(self.targets)
-        self.last_batch_size = self.last_batch_size or (len(self.last_targets) if self.last is not None else 0)
+        self.last_batch_size = self.last_batch_size or (len(self.last_targets) if self.last_targets is not None else 0)
 
 
 def in_single_precision(name: str, outputs: Outputs) -> Outputs:
@@ -285,8 +287,8 @@ class Method:
             if need in self.needs and not value:
                 yield f"the step has no {need}; see Step for what they are"
         if step.targets.dtype != torch.int64 or step.targets.shape != logits[-1].shape[:1]:
-            found = f"{step.targets.dtype} of shape {list(step.targets.shape)}"
-            yield f"targets are {found}; allowed: torch.int64 of shape {[len(logits[-1])]}, one an image"
+            kind = f"{step.targets.dtype} of shape {list(step.targets.shape)}"
+            yield f"targets are {kind}; allowed: torch.int64 of shape {[len(logits[-1])]}, one an image"
         elif step.targets.device.type == "cpu" and len(step.targets):
             low, high = step.targets.aminmax()
             if low < 0 or high >= classes:

@@ -1,5 +1,7 @@
 """Wrong labels on purpose: a share of the training labels exchanged for others."""
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,3 +21,9 @@ def noisy_labels(labels: Tensor, classes: int, share: float, seed: int) -> Tenso
     noisy = labels.clone()
     noisy[rows.to(labels.device)] = (labels[rows.to(labels.device)] + further.to(labels.device)) % classes
     return noisy
+
+
+def noise_facts(clean: Tensor, noisy: Tensor) -> dict[str, int | str]:
+    """What a record says of exchanged labels, int64 N: how many there are, and a SHA-256 of all labels."""
+    content = noisy.cpu().numpy().astype("<i8").tobytes()
+    return {"changed": int((clean != noisy).sum()), "labels_sha256": hashlib.sha256(content).hexdigest()}

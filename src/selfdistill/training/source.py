@@ -3,21 +3,25 @@ by worker processes (`selfdistill.data.prepared.packed`).  A source has `labels`
 `batches`, which serves cropped uint8 images.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from selfdistill.data.prepared import Dataset, Splits
 from selfdistill.training.augment import crop, cutout, flip
-from selfdistill.training.plan import Rows, rows
+from selfdistill.training.plan import Rows
+from selfdistill.training.policy import apply_policy, make_policy
+
+# columns of a stream that say which image a row is and how it is augmented
+AUGMENTATION = frozenset({"image", "offsets", "flip_mask", "centres", "crop_seed", "policy"})
 
 
 class Source(Protocol):
     labels: Tensor
 
-    def batches(self, stream: Rows, wanted: list[slice], recipe) -> Iterator[Tensor]:
+    def batches(self, stream: Rows, wanted: list[slice], recipe: Any) -> Iterator[Tensor]:
         """uint8 N x C x H x W for each of the `wanted` rows of a plan's stream (on the device), in order."""
 
 
@@ -31,7 +35,7 @@ class Resident:
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = labels
 
-    def batches(self, stream: Rows, wanted: list[slice], recipe) -> Iterator[Tensor]:
+    def batches(self, stream: Rows, wanted: list[slice], recipe: Any) -> Iterator[Tensor]:
         for which in wanted:
             yield crop(self.images[stream["image"][which]], recipe.crop_padding, stream["offsets"][which])
 
@@ -46,38 +50,45 @@ def open_source(splits: Splits, dataset: Dataset, device: str) -> Source:
 
 
 def batches(
-    source: Source, plan: dict[str, Rows], wanted: list[slice], recipe, before: slice | None = None
+    source: Source,
+    plan: dict[str, Rows],
+    wanted: list[slice],
+    recipe: Any,
+    before: slice | None = None,
+    late: Collection[str] = (),
 ) -> Iterator[dict[str, Tensor]]:
-    """What a step is made from, batch by batch: the augmented uint8 images of each stream under its
-    name, `index` and `targets` (int64 N), for a mixture `partner_targets`, `share` and `box`, and where the
-    plan has a stream `last`, `last` and `last_targets` of the batch before.
+    """What a step is made from, batch by batch: the augmented uint8 images of each stream under its name; `index` and
+    `targets`, int64 N, of main; and of every other stream, under `stream/column`, what its rows hold beside image and
+    augmentation.
 
-    before: the rows of the batch before the first that is wanted, None if there is none.
+    late: streams that are served one batch late, with the rows of the batch before.  before: the rows of the batch
+    before the first that is wanted, None if there is none.
     """
-    streams = {name: stream for name, stream in plan.items() if name != "last"}
-    served = [source.batches(stream, wanted, recipe) for stream in streams.values()]
     earlier = [before, *wanted][: len(wanted)]
-    if "last" in plan:
-        again = source.batches(plan["last"], [r for r in earlier if r is not None], recipe)
-    for which, previous, *images in zip(wanted, earlier, *served, strict=True):
-        batch = {
-            name: augmented(pixels, stream, which, recipe)
-            for (name, stream), pixels in zip(streams.items(), images, strict=True)
-        }
-        batch["index"] = plan["main"]["image"][which]
-        batch["targets"] = source.labels[batch["index"]]
-        if "partner" in plan:
-            partner = rows(plan["partner"], which)
-            batch |= {"partner_targets": source.labels[partner["image"]], "share": partner["share"]}
-            batch["box"] = partner["box"]
-        if "last" in plan and previous is not None:
-            batch["last"] = augmented(next(again), plan["last"], previous, recipe)
-            batch["last_targets"] = source.labels[plan["last"]["image"][previous]]
-        yield batch
+    due = {name: earlier if name in late else wanted for name in plan}
+    served = {
+        name: source.batches(stream, [which for which in due[name] if which is not None], recipe)
+        for name, stream in plan.items()
+    }
+    for i, which in enumerate(wanted):
+        batch = {}
+        for name, stream in plan.items():
+            if (place := due[name][i]) is None:
+                continue
+            batch[name] = augmented(next(served[name]), stream, place, recipe)
+            if name != "main":
+                more = stream.keys() - AUGMENTATION
+                batch |= {f"{name}/{column}": stream[column][place] for column in sorted(more)}
+        yield {**batch, "index": plan["main"]["image"][which], "targets": plan["main"]["targets"][which]}
+    for name, rest in served.items():  # a source may have something to put away after the last batch
+        for _ in rest:
+            raise ValueError(f"the source served more batches of {name!r} than were wanted")
 
 
-def augmented(images: Tensor, stream: Rows, which: slice, recipe) -> Tensor:
-    """Flip and cut out a cropped uint8 batch, the rows `which` of a stream."""
+def augmented(images: Tensor, stream: Rows, which: slice, recipe: Any) -> Tensor:
+    """Flip a cropped uint8 batch, do what the policy has drawn, and cut out; the rows `which` of a stream."""
     if recipe.flip:
-        images = flip(images, stream["heads"][which])
+        images = flip(images, stream["flip_mask"][which])
+    if policy := make_policy(recipe):
+        images = apply_policy(policy, images, stream["policy"][which])
     return cutout(images, recipe.cutout, stream["centres"][which]) if recipe.cutout else images

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,19 +133,19 @@ def decoded(encoded: bytes, choose: Callable[[int, int], Box], size: tuple[int, 
         scale = drafted[1][2] / width if drafted else 1  # 1, 1/2, 1/4 or 1/8
         pixels = image if image.mode == mode else image.convert(mode)  # grey, CMYK, RGBA and palettes
         # a scaled image's sides are rounded up, its content is not
-        box = [side * scale for side in (left, top, right, bottom)]
+        box = (left * scale, top * scale, right * scale, bottom * scale)
         return np.asarray(pixels.resize(size[::-1], Image.Resampling.BILINEAR, box, GAP)).reshape(*size, channels)
 
 
 def random_box(width: int, height: int, seed: int) -> Box:
     """A random-resized crop, by torchvision's algorithm, from `seed` alone."""
-    chance = np.random.Generator(np.random.Philox(seed))
+    generator = np.random.Generator(np.random.Philox(seed))
     for _ in range(TRIES):
-        area = width * height * chance.uniform(*SCALE)
-        ratio = math.exp(chance.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        area = width * height * generator.uniform(*SCALE)
+        ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < tall <= height:
-            left, top = int(chance.integers(width - wide + 1)), int(chance.integers(height - tall + 1))
+            left, top = int(generator.integers(width - wide + 1)), int(generator.integers(height - tall + 1))
             return left, top, left + wide, top + tall
     ratio = min(max(width / height, RATIO[0]), RATIO[1])
     return centre(width, height, min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio))))
@@ -219,7 +220,7 @@ class PackedSource:
         self.labels = torch.from_numpy(split.labels).to(device)
         self.idle: dict[int, list[DataLoader]] = defaultdict(list)  # by number of workers
 
-    def batches(self, stream: dict[str, Tensor], wanted: list[slice], recipe) -> Iterator[Tensor]:
+    def batches(self, stream: dict[str, Tensor], wanted: list[slice], recipe: Any) -> Iterator[Tensor]:
         """uint8 N x C x H x W, channels-last on the device, for each of the `wanted` rows of a plan's stream."""
         idle = self.idle[recipe.workers]
         loader = idle.pop() if idle else self.loader(recipe.workers)
@@ -236,7 +237,7 @@ class PackedSource:
                 yield images.to(self.labels.device, non_blocking=True).permute(0, 3, 1, 2)
         except BaseException:  # given up in the middle, too: the batches under way are nobody's
             if recipe.workers:
-                serving._shutdown_workers()
+                serving._shutdown_workers()  # type: ignore[attr-defined]  # of the class for several processes
             raise
         idle.append(loader)
 
@@ -274,4 +275,4 @@ with_workers: weakref.WeakSet = weakref.WeakSet()
 def end_workers() -> None:
     """Python ends children that are left by SIGTERM, which these do not see, and waits for them."""
     for serving in list(with_workers):
-        serving._shutdown_workers()
+        serving._shutdown_workers()  # type: ignore[attr-defined]  # of the class for several processes

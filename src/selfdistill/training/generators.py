@@ -4,6 +4,7 @@ What the engine itself draws does not come from them; see `plan`.
 """
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ def seed_global_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def global_generators(device: torch.device) -> tuple[dict[str, Tensor], dict]:
+def global_generators(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The states of torch's generators, as tensors, and of Python's and NumPy's, as what JSON can hold."""
     tensors = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
-    name, keys, *rest = np.random.get_state()
-    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return tensors, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
 
 
-def set_global_generators(tensors: dict[str, Tensor], other: dict, device: torch.device) -> None:
+def set_global_generators(tensors: dict[str, Tensor], other: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)

@@ -1,0 +1,15 @@
+"""A classifier after every section of the network."""
+
+from typing import TYPE_CHECKING
+
+from selfdistill.training.needs import Need
+
+if TYPE_CHECKING:
+    from selfdistill.training.engine import Run
+
+
+class Exits(Need):
+    """Whoever builds the network gives it the exits; here it is seen to that they are there."""
+
+    def misfit(self, run: "Run") -> str | None:
+        return "the network has 1 exit; allowed: 2 or more" if run.network.exit_count < 2 else None
