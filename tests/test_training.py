@@ -60,6 +60,28 @@ def test_a_compiled_training_is_the_same_training():
     assert compiled.flops == eager.flops
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_outputs_without_gradient_are_cut_off_and_change_no_bit(name, monkeypatch):
+    cut = []
+
+    def compiled(network, dynamic):
+        def forward(images):
+            answer = network(images)
+            outputs = answer[0] if isinstance(answer, tuple) else answer
+            cut.append([t.requires_grad for t in (*outputs.logits, *outputs.features, *outputs.maps)])
+            return answer
+
+        return forward
+
+    eager = bits(train(name))
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert bits(train(name, compile=True)) == eager
+    assert cut
+    if name == "plain":
+        assert [sum(needed) for needed in cut] == [1] * len(cut)  # the logits, of one exit, one feature and its maps
+        assert len(cut[0]) > 3
+
+
 def test_another_seed_gives_other_bits():
     assert bits(train("plain", seed=0)) != bits(train("plain", seed=1))
 

@@ -39,6 +39,7 @@ from selfdistill.training.plan import Rows, draw_plan, on_device
 from selfdistill.training.policy import make_policy
 from selfdistill.training.schedule import learning_rate
 from selfdistill.training.source import Source, batches
+from selfdistill.training.spared import Spared, watched
 from selfdistill.training.stopping import Interrupted, Stop
 
 # seconds between two questions of several processes whether to stop or to save: one costs 0.9 ms on two CPUs
@@ -230,6 +231,7 @@ class Run:
         self.best_state: dict[str, Tensor] = {}
         self.flops = 0
         self.step_flops: dict[str, int] = {}
+        self.reached: dict[str, list[int]] = {}  # which outputs get a gradient, by kind of step
         self.seconds_before, self.started = 0.0, time.perf_counter()
         self.names: list[str] = []
         self.table = self.sizes = torch.empty(0)
@@ -293,7 +295,8 @@ class Run:
         self.eager = trained
         if self.world.size > 1:
             self.eager = shared(synchronised(trained, self.device.type))
-        self.forward = torch.compile(self.eager, dynamic=False) if self.recipe.compile else self.eager
+        self.spared = Spared(self.eager)
+        self.forward = torch.compile(self.spared, dynamic=False) if self.recipe.compile else self.eager
         self.drop_graph()
 
     def drop_graph(self) -> None:
@@ -437,12 +440,15 @@ class Run:
         """
         if kind not in self.step_flops:
             beside = [network for need in self.needs.values() for network in need.networks()]
+            reached: set[int] = set()
             with counted_flops(self.network, self.teacher, *beside) as counted:
-                row = self.compute(self.eager, batch, whole)
+                row = self.compute(watched(self.eager, reached), batch, whole)
+            self.reached[kind] = sorted(reached)
             self.step_flops[kind] = sum(self.world.gather(counted.total))
             return row
         if not usual:
             return self.compute(self.eager, batch, whole)
+        self.spared.reached = self.reached[kind]
         if not self.graphs:
             return self.compute(self.forward, batch, whole)
         if kind != self.graphed_kind:
@@ -543,8 +549,9 @@ class Run:
         states = self.world.gather(global_generators(self.device))
         for rank, (generators, _) in enumerate(states):
             tensors |= {f"generators.{rank}.{k}": v for k, v in generators.items()}
-        numbers = ("epoch", "step", "steps_done", "history", "best_accuracy", "best_epoch", "flops", "step_flops")
-        state = {name: getattr(self, name) for name in (*numbers, "names")}
+        numbers = ("epoch", "step", "steps_done", "best_accuracy", "best_epoch", "flops")
+        tables = ("history", "step_flops", "reached", "names")
+        state = {name: getattr(self, name) for name in (*numbers, *tables)}
         return tensors, {**state, "seconds": self.seconds(), "generators": [other for _, other in states]}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
