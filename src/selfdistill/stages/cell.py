@@ -15,6 +15,7 @@ from selfdistill.models.trained import build, initialise_from
 from selfdistill.training import engine
 from selfdistill.training.checkpoint import Checkpoints
 from selfdistill.training.distributed import World
+from selfdistill.training.progress import Progress
 from selfdistill.training.source import Source, open_source
 from selfdistill.training.stopping import Stop
 
@@ -65,6 +66,7 @@ def train_cell(
     teacher: SectionedNetwork | None,
     checkpoints: Checkpoints,
     interruption: Stop | None,
+    progress: Progress,
     world: World,
 ) -> engine.Trained:
     """Train it, or go on from the newest checkpoint; raises what `engine.train` raises."""
@@ -79,6 +81,7 @@ def train_cell(
         teacher=engine.frozen(teacher) if teacher is not None else None,
         checkpoints=checkpoints,
         interruption=interruption,
+        progress=progress,
         world=world,
     )
 

@@ -24,6 +24,7 @@ from selfdistill.errors import UserError
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.models.trained import load_network, weight_hashes
 from selfdistill.stages import finished, host
+from selfdistill.stages.bar import Bar
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
 from selfdistill.stages.plan import training_plan
@@ -112,9 +113,17 @@ def train_seed(
     if given and given.use == "teacher":
         trained = given_network(cell)
     else:
-        trained = train_cell(
-            cell, recipe, seed, teacher=teacher, checkpoints=checkpoints, interruption=interruption, world=world
-        )
+        with Bar(recipe.epochs, shown=world.rank == 0) as bar:
+            trained = train_cell(
+                cell,
+                recipe,
+                seed,
+                teacher=teacher,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                progress=bar,
+                world=world,
+            )
     if world.rank == 0:
         finished.keep(waiting, lambda target: write_run(target, {**inputs, "key": key}, cell, trained, taught), folder)
         described = json.loads((folder / "run.json").read_text())

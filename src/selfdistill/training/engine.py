@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset
 from selfdistill.errors import NonFiniteOutputsError, UserError
@@ -37,6 +36,7 @@ from selfdistill.training.noise import noise_facts, noisy_labels
 from selfdistill.training.optimiser import make_optimiser
 from selfdistill.training.plan import Rows, draw_plan, on_device
 from selfdistill.training.policy import make_policy
+from selfdistill.training.progress import Progress
 from selfdistill.training.schedule import learning_rate
 from selfdistill.training.source import Source, batches
 from selfdistill.training.spared import Spared, watched
@@ -102,6 +102,7 @@ def train(
     teacher: SectionedNetwork | None = None,
     checkpoints: Checkpoints | None = None,
     interruption: Stop | None = None,
+    progress: Progress | None = None,
     world: World = ALONE,
 ) -> Trained:
     """Train the network that `build(seed)` makes, or go on from the newest of `checkpoints`.
@@ -113,23 +114,15 @@ def train(
     saved.
     """
     run = Run(method, build, dataset, training, validation, recipe, seed, teacher, world)
+    told = progress if progress and world.rank == 0 else Progress()
     if checkpoints and (found := checkpoints.newest()):
         run.restore(*found)
-        print_by_first(world, f"resumed at epoch {run.epoch + 1} of {run.epochs}, step {run.step + 1}")
-    bar = tqdm(
-        total=run.epochs,
-        initial=run.epoch,
-        unit="epoch",
-        disable=None if world.rank == 0 else True,
-        leave=False,
-    )
-    with bar, stream_for_graphs(run):
+        told.resumed(run.epoch, run.epochs, run.step)
+    with stream_for_graphs(run):
         while run.epoch < run.epochs:
             for _ in run.steps():
                 if run.step == 0:  # the epoch is over
-                    row = run.history[-1]
-                    bar.update()
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{row['validation_accuracy']:.1%}")
+                    told.epoch_over(run.history[-1], run.epochs)
                 if run.epoch < run.epochs:
                     save_or_stop(run, checkpoints, interruption)
     members = run.all_members()
@@ -667,8 +660,3 @@ def stream_for_graphs(run: Run) -> Iterator[None]:
         torch.cuda.synchronize()
         yield
         torch.cuda.synchronize()
-
-
-def print_by_first(world: World, text: str) -> None:
-    if world.rank == 0:
-        tqdm.write(text)
