@@ -49,6 +49,12 @@ class Outputs:
     features: Sequence[Tensor]
     maps: Sequence[Tensor]
 
+    @property
+    def classes(self) -> int:
+        """K; the logits are not read for it, which might cast them for nothing."""
+        logits = self.logits.tensors if isinstance(self.logits, Floats) else self.logits
+        return logits[-1].shape[1]
+
     def float(self) -> "Outputs":
         """With half precisions as float32, in which losses are computed; cast on reading."""
         return Outputs(Floats(self.logits), Floats(self.features), Floats(self.maps))

@@ -274,9 +274,8 @@ class Method:
             yield "the network has 1 exit; allowed: 2 or more (a network with a classifier after every section)"
         if {"teacher", "average"} & self.needs and step.teacher is None:
             yield "the step has no teacher; allowed: the Outputs of a frozen network on the same images"
-        if step.teacher is not None and step.teacher.logits[-1].shape[1] != classes:
-            found = step.teacher.logits[-1].shape[1]
-            yield f"the teacher knows {found} classes; allowed: {classes}, as many as the student"
+        if step.teacher is not None and step.teacher.classes != classes:
+            yield f"the teacher knows {step.teacher.classes} classes; allowed: {classes}, as many as the student"
         for need, value in (
             ("views", len(step.views) > 1),
             ("positives", step.positives),
