@@ -1,17 +1,22 @@
 """Metrics against scikit-learn and a literal formulation; image files classified from any exit."""
 
 import json
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, log_loss
 
-from selfdistill.errors import NonFiniteOutputsError
+from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
-from selfdistill.stages.evaluate import finite
+from selfdistill.evaluation.finite import finite
+from selfdistill.stages.evaluate import open_test
 
 
 def test_accuracy_and_nll_are_scikit_learns():
@@ -52,12 +57,76 @@ def test_certain_networks_average_to_finite_numbers():
     torch.testing.assert_close(average_probabilities(logits).exp(), logits.softmax(dim=2).mean(dim=0))
 
 
+@pytest.mark.parametrize(("images", "classes"), [(0, 3), (0, 1), (4, 1)])
+def test_metrics_of_no_images_or_a_single_class_are_refused_in_a_line(images, classes):
+    with pytest.raises(UserError, match=f"{images} images and {classes} classes .*; allowed: from 1, from 2$"):
+        metrics(torch.zeros(images, classes), torch.zeros(images, dtype=torch.long))
+
+
 def test_outputs_that_are_no_numbers_are_refused_with_their_place(tmp_path):
     outputs = torch.zeros(2, 5, 3)
     outputs[1, 3, 0], outputs[0, 4, 2] = torch.nan, torch.inf
-    with pytest.raises(NonFiniteOutputsError, match=r"weights.safetensors: .* for 2 of 5 images of the test split"):
+    with pytest.raises(NonFiniteOutputsError, match=r"weights.safetensors: .* for 2 of the 5 test images"):
         finite(outputs, tmp_path / "weights.safetensors", "test")
     assert finite(outputs[:, :3], tmp_path, "test").shape == (2, 3, 3)
+
+
+def test_an_empty_test_split_is_refused_with_its_folder(tmp_path):
+    save_file(
+        {"images": torch.zeros(0, 1, 8, 8).byte(), "labels": torch.zeros(0).long()}, tmp_path / "test.safetensors"
+    )
+    with pytest.raises(UserError, match=f"^{tmp_path}: 0 test images; allowed: at least 1"):
+        open_test(tmp_path, "cpu")
+
+
+EVALUATED = ("predictions/resnet10-slim/byot/{}.safetensors", "records/resnet10-slim/byot/{}.json")
+
+
+def test_no_seed_is_evaluated_twice_from_equal_inputs(project):
+    """From DVC's cache, and, where it has nothing, from what a stage that did not come to its end left."""
+
+    def evaluated(seed: int) -> list[bytes]:
+        return [(project / "results" / path.format(seed)).read_bytes() for path in EVALUATED]
+
+    def evaluate(*, fresh: bool = False, ok: bool = True) -> list[int]:
+        """Evaluate both seeds from nothing; returns those that were not evaluated again."""
+        for path in EVALUATED:
+            shutil.rmtree((project / "results" / path).parent, ignore_errors=True)
+        command = ("selfdistill", "evaluate", "--model", "resnet10-slim", "--variant", "byot")
+        said = project.run(*command, ok=ok, **({"SELFDISTILL_FRESH": "1"} if fresh else {}))
+        return [s for s in (0, 1) if f"byot-{s}: finished before, from equal inputs" in said.stdout + said.stderr]
+
+    before = evaluated(0), evaluated(1)
+    shutil.rmtree(project / ".work/finished", ignore_errors=True)
+    assert evaluate() == [0, 1]
+    assert (evaluated(0), evaluated(1)) == before
+    assert evaluate(fresh=True) == []
+    assert (evaluated(0), evaluated(1)) == before
+    shutil.rmtree(project / ".work/finished")
+    (project / "dvc.lock").unlink()
+    weights = project / "results/runs/resnet10-slim/byot/0-1/1/weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4])
+    assert evaluate(ok=False) == []  # stops at the second seed
+    weights.write_bytes(content)
+    assert evaluate() == [0]
+    (waiting,) = (project / ".work/finished").glob("evaluation-resnet10-slim-byot-0-*")
+    (waiting / "predictions.safetensors").write_bytes(b"damaged")
+    assert evaluate() == [1]
+    assert (evaluated(0), evaluated(1)) == before
+    with open(project / "data/prepared/digits/test/test.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")  # another image
+    assert evaluate() == []
+    assert not list((project / ".work/finished").glob("*.partial"))
+
+
+def test_a_seed_added_to_a_block_is_the_only_one_evaluated(project):
+    project.params(seeds=["0-2"])
+    said = project.run("dvc", "repro", "evaluate@resnet10-slim-plain")
+    evaluated = re.findall(r"evaluation-resnet10-slim-plain-(\d): finished before", said.stdout + said.stderr)
+    assert evaluated == ["0", "1"]
+    assert len(list((project / "results/records/resnet10-slim/plain").iterdir())) == 3
 
 
 @pytest.fixture(scope="module")

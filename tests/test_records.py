@@ -15,8 +15,8 @@ import yaml
 from selfdistill import methods
 from selfdistill.cli import main
 from selfdistill.config import read_study
-from selfdistill.reporting.figures import draw_figures
-from selfdistill.reporting.page import write_page
+from selfdistill.reporting.figures import colours_of, draw_figures
+from selfdistill.reporting.page import hardware_table, write_page
 from selfdistill.reporting.records import NoRecordsError, prune, read_records
 from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records
@@ -106,6 +106,7 @@ def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = 
         "date": "2026-01-31",
         "seconds": 12.5,
         "peak_memory_mb": 900,
+        "peak_memory_of": "run",
         "peak_device_memory_mb": 1234,
         "threads": 1,
         "processes": 1,
@@ -239,6 +240,7 @@ FAULTS = {
     "record.variant": ("srdl", 'record.variant: "srdl" is not allowed; allowed: plain, byot, drkd'),
     "record.method": ("plain", 'record.method: "plain" is not allowed; allowed: the study\'s "byot"'),
     "record.protocol": (1, "record.protocol: 1 is not allowed; allowed: 2; train it again"),
+    "record.foreign": (float("nan"), "NaN or Infinity in a key that is not known here is not allowed"),
     "record.training_images": (50, "record.training_images: 50 is not allowed; allowed: the study's 100"),
     "record.split.split": ("fixed", 'record.split.split: "fixed" is not allowed; allowed: the study\'s "per_seed"'),
     "record.seed": (7, "record.seed: 7 is not allowed; allowed: 0, 1"),
@@ -268,6 +270,7 @@ FAULTS = {
     "host.weights_sha256": ("3" * 64, "is not allowed; allowed: the record's"),
     "host.hardware": (..., "host.hardware: missing"),
     "host.seconds": (-1.0, "host.seconds: -1.0 is not allowed; allowed: greater than or equal to 0"),
+    "host.peak_memory_of": ("block", 'host.peak_memory_of: "block" is not allowed; allowed: '),
     "host": (..., "host: missing"),
     "record": ([], "record: [] is not allowed"),
 }
@@ -381,6 +384,71 @@ def test_a_key_newer_than_a_run_has_its_default(study):
     for key in ("cutout", "precision", "compile"):
         old["record"]["recipe"].pop(key, None)
     assert states(import_records(study, [pack("runs.jsonl.gz", old)])) == ["imported"]
+
+
+def test_other_images_tested_by_another_protocol_are_not_shown(study):
+    study = study.model_copy(update={"robustness": ["cifar10-1"]})
+    put(study, entry(study, "plain", 0))
+    weights = entry(study, "plain", 0)["record"]["weights_sha256"]
+    path = study.results / "records/robustness/cifar10-1" / MODEL / "plain/0.json"
+    path.parent.mkdir(parents=True)
+    tested = {"weights_sha256": weights, "selection": "last", "pixels_sha256": {}, "tests": []}
+    for protocol, shown in ((2, True), (1, False)):
+        path.write_text(json.dumps({**tested, "protocol": protocol}))
+        assert ("robustness" in read_records(study)[0]) == shown
+
+
+def test_two_variants_of_a_method_have_their_own_rows_colours_metrics_and_words(study):
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["methods"].append("byot_short")
+    content["variants"] = {
+        "byot_short": {"method": "byot", "title": "BYOT, short", "hyper": {"alpha": 0.4}, "recipe": {"epochs": 2}}
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    both = read_study()
+    for seed in both.seeds:
+        for variant, accuracy in (("plain", 0.9), ("byot", 0.92), ("byot_short", 0.8)):
+            run = entry(study, variant.removesuffix("_short"), seed, accuracy + 0.01 * seed)
+            put(both, changed(run, "record.variant", variant))
+    page = render(both)
+    table = pd.read_csv("results/tables/accuracy.csv")
+    assert table.variant.tolist() == ["plain", "byot", "byot_short"]
+    assert table.method.tolist() == ["plain", "byot", "byot"]
+    assert table.title.tolist() == ["Plain", "BYOT", "BYOT, short"]
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert metrics == {"plain": 90.5, "byot": 92.5, "byot_short": 80.5, "training_gflops": 36.0}
+    colours = colours_of(table)
+    assert len(set(colours.values())) == 3
+    assert "byot, with hyper.alpha: 0.4, recipe.epochs: 2" in page
+    assert page.count("src/selfdistill/methods/byot.md") == 1
+    assert "one recipe but where a variant says otherwise" in page
+
+
+def test_the_page_says_what_peak_memory_is_of(study):
+    put(study, entry(study, "plain", 0))
+    put(study, changed(entry(study, "plain", 1), "host.peak_memory_of", ...))  # an older file
+    put(study, changed(entry(study, "byot", 0), "host.peak_memory_of", "run"))
+    rows = {row["Method"]: row["Peak memory of"] for _, row in hardware_table(read_records(study)).iterrows()}
+    assert rows == {"Plain": "process or run", "BYOT": "run"}
+    assert "Peak memory of" in render(study)
+
+
+def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):
+    def left(kind: str) -> list[str]:
+        return sorted(p.name for p in (study.results / kind / MODEL / "plain").glob("*"))
+
+    for seed in (0, 1, 2):
+        put(study, {**changed(entry(study, "plain", 0), "record.seed", seed)})
+    for block in ("0-1/0", "0-1/1", "0", "2", "3-4/3"):
+        (study.results / "runs" / MODEL / "plain" / block).mkdir(parents=True)
+    plan = study.results / "plan/training" / MODEL / "srdl.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{}")
+    blocks = study.model_copy(update={"blocks": ["0-1"]})
+    assert {p.name for p in prune(blocks, study.results)} == {"0", "2", "3-4", "2.json"}
+    assert left("runs") == ["0-1"]
+    assert left("records") == left("hosts") == ["0.json", "1.json"]
+    assert plan.is_file()
 
 
 def test_pruning_leaves_imported_runs_alone(study):

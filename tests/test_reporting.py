@@ -2,15 +2,19 @@
 
 import json
 import math
+import shutil
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from selfdistill import methods
+from selfdistill.errors import UserError
 from selfdistill.reporting import tables
 from selfdistill.reporting.figures import STYLE, colours_of, draw_cost_rows, draw_curves, draw_figures, panels
 from selfdistill.reporting.page import card_address, headline, sort_value
@@ -26,6 +30,8 @@ def test_the_interval_is_students():
     assert (mean - half_width, mean + half_width) == pytest.approx((low, high))
     assert mean_interval([90.0])[0] == 90
     assert math.isnan(mean_interval([90.0])[1])
+    with pytest.raises(UserError, match="0 values is not defined; allowed: at least 1"):
+        mean_interval([])
 
 
 def test_p_is_of_a_paired_t_test():
@@ -106,6 +112,9 @@ def test_exits_and_cost():
     assert exits[exits.variant == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
     cost = tables.cost_table(RECORDS, tables.accuracy_table(RECORDS, "last", "plain"), "plain")
     assert cost.relative_cost.tolist() == [1, 4]
+    given = [{**r, "cost": {**r["cost"], "training_flops": 0}} if r["variant"] == "plain" else r for r in RECORDS]
+    cost = tables.cost_table(given, tables.accuracy_table(given, "last", "plain"), "plain")
+    assert cost.relative_cost.isna().all()  # a control of given weights cost nothing
 
 
 def test_networks_beside_a_runs_last_one_have_a_table_of_their_own():
@@ -188,6 +197,46 @@ def test_metrics_hold_one_number_a_method_and_the_cost():
     accuracy = tables.accuracy_table(RECORDS, "last", "plain")
     cost = tables.cost_table(RECORDS, accuracy, "plain")
     assert tables.metrics(accuracy, cost) == {"plain": 91.0, "byot": 95.1, "training_gflops": 30.0}
+
+
+def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
+    """What a template leaves out of its encodings is drawn over one another."""
+    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots")
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}))
+    both = [*RECORDS, *({**r, "model": "resnet20"} for r in RECORDS)]
+    drawn = {"runs": tables.run_table(both, "last"), "curves": tables.curve_table(both)}
+    for name, table in drawn.items():
+        tables.write_csv(tmp_path / f"results/tables/{name}.csv", table)
+    done = subprocess.run(["dvc", "plots", "show", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["data"]
+    assert len(found) == len(drawn)
+    for name, table in drawn.items():
+        (plot,) = found[f"results/tables/{name}.csv"]
+        spec = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
+        assert "<DVC" not in json.dumps(spec)
+        assert len(spec["data"]["values"]) == len(table)
+        assert spec["facet"]["row"]["field"] == "model"
+        fields = set(fields_in(spec["spec"]))
+        assert {"model", "variant"} <= fields <= {*table.columns, "rev"}
+        assert '"title": "' + {"runs": "test", "curves": "validation"}[name] + ' accuracy (%)"' in json.dumps(spec)
+        assert '"tooltip"' in json.dumps(spec)
+
+
+def test_an_undefined_number_is_an_empty_cell_and_an_infinite_one_is_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    tables.write_csv(path, pd.DataFrame({"variant": ["plain"], "accuracy": [90.0], "half_width": [math.nan]}))
+    assert path.read_text() == "variant,accuracy,half_width\nplain,90.0,\n"
+    with pytest.raises(UserError, match=r"table.csv: infinite numbers in accuracy are not allowed"):
+        tables.write_csv(path, pd.DataFrame({"variant": ["plain"], "accuracy": [-math.inf], "half_width": [0.0]}))
+
+
+def fields_in(spec: dict | list) -> list[str]:
+    """Every column that an encoding names."""
+    parts = spec.values() if isinstance(spec, dict) else spec
+    inside = [field for part in parts if isinstance(part, dict | list) for field in fields_in(part)]
+    return [spec["field"], *inside] if isinstance(spec, dict) and "field" in spec else inside
 
 
 def test_the_headline_says_what_the_verdicts_say():

@@ -8,10 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from selfdistill.errors import UserError
 from selfdistill.evaluation.retrieval import (
     cosine_distances,
     euclidean_distances,
     nearest,
+    of_length_one,
     query_scores,
     re_rank,
     retrieval_metrics,
@@ -93,7 +95,7 @@ def test_metrics_are_the_literal_ones_with_ties_duplicates_distractors_and_queri
         literal = literal_metrics(distances, *case)
         if literal is None:
             seen["refused"] += 1
-            with pytest.raises(ValueError, match="has a match"):
+            with pytest.raises(UserError, match="has a match"):
                 retrieval_metrics(*tensors(distances, case))
             continue
         ours = retrieval_metrics(*tensors(distances, case, chance.choice([torch.float32, torch.float64])))
@@ -177,7 +179,7 @@ def test_bad_input_gets_one_clear_error(place, value, part):
     case = list(CASE)
     retrieval_metrics(*case)
     case[place] = value
-    with pytest.raises(ValueError, match="allowed") as error:
+    with pytest.raises(UserError, match="allowed") as error:
         retrieval_metrics(*case)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -217,15 +219,32 @@ def test_equal_features_are_as_far_from_everything_wherever_they_stand(distances
     assert torch.equal(distances_of(a, b), found)
 
 
+@pytest.mark.parametrize("size", [1e-30, 2e19, 3e37])
+def test_features_of_any_size_are_brought_to_length_one(size):
+    """2e19 squared is beyond float32: divided by an infinite length, all images would be one point."""
+    features = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.normalize(features, dim=2)
+    torch.testing.assert_close(of_length_one(features), expected)
+    torch.testing.assert_close(of_length_one(features * size), expected)
+    a, b = features
+    torch.testing.assert_close(cosine_distances(a * size, b * size), cosine_distances(a, b))
+
+
+def test_a_feature_of_zeros_has_no_length_and_one_of_no_numbers_stays_one():
+    assert torch.equal(of_length_one(torch.zeros(1, 8)), torch.zeros(1, 8))
+    for bad in (torch.nan, torch.inf):
+        assert of_length_one(torch.tensor([[1.0, bad]])).isnan().any()
+
+
 def test_features_that_are_no_numbers_or_of_another_network_are_refused():
     good = torch.rand(3, 4)
     bad = good.clone()
     bad[1, 2] = math.inf
-    with pytest.raises(ValueError, match=r"second features: 1 of 3 rows .* row 1 "):
+    with pytest.raises(UserError, match=r"second features: 1 of 3 rows .* row 1 "):
         euclidean_distances(good, bad)
-    with pytest.raises(ValueError, match="4 numbers an image against 5"):
+    with pytest.raises(UserError, match="4 numbers an image against 5"):
         cosine_distances(good, torch.rand(3, 5))
-    with pytest.raises(ValueError, match=r"first features: shape \(4,\)"):
+    with pytest.raises(UserError, match=r"first features: shape \(4,\)"):
         euclidean_distances(good[0], good)
 
 
@@ -320,6 +339,6 @@ def test_nearest_are_the_first_of_a_stable_sort():
     ],
 )
 def test_re_ranking_refuses_what_it_cannot_use(shape, arguments, part):
-    with pytest.raises(ValueError, match="allowed") as error:
+    with pytest.raises(UserError, match="allowed") as error:
         re_rank(torch.zeros(shape), *arguments)
     assert part in str(error.value)

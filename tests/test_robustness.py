@@ -189,6 +189,20 @@ def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(teste
     assert "--data cifar10-c is not in params.yaml; allowed: one of robustness (cifar10-1)" in refused.stderr
 
 
+def test_no_seed_is_tested_twice_from_equal_inputs(tested, tmp_path):
+    project = type(tested)(tmp_path / "repo")
+    shutil.copytree(tested.folder, project.folder, symlinks=True)
+    study = type(tested)(project / STUDY)
+    command = ("selfdistill", "robustness", "--model", "resnet10-slim", "--variant", "byot", "--data", "cifar10-1")
+    records = study / "results/records/robustness/cifar10-1/resnet10-slim/byot"
+    before = {path.name: path.read_bytes() for path in records.iterdir()}
+    assert study.run(*command).stdout.count("finished before, from equal inputs; not evaluated again") == 2
+    assert "finished before" not in study.fresh(*command).stdout
+    assert {path.name: path.read_bytes() for path in records.iterdir()} == before
+    study.params(selection="validation")
+    assert "finished before" not in study.run(*command).stdout
+
+
 def test_what_was_found_travels_with_the_records(tested, tmp_path):
     project = type(tested)(tmp_path / "repo")
     shutil.copytree(tested.folder, project.folder, symlinks=True)

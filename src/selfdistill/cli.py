@@ -123,7 +123,8 @@ def parser() -> argparse.ArgumentParser:
         help="stage: predict the test split from every exit",
         description="Predict the test split with the runs of a variant, all seeds, write the logits of every exit "
         "(features, where persons are to be found again) to results/predictions and each run's record, with all "
-        "metrics, to results/records.",
+        "metrics, to results/records. A seed that was evaluated before from equal inputs is not evaluated again; "
+        "SELFDISTILL_FRESH=1 evaluates it all the same.",
     )
     sub.set_defaults(run=evaluate)
     sub = commands.add_parser(
@@ -132,7 +133,8 @@ def parser() -> argparse.ArgumentParser:
         help="stage: test on other images, new or corrupted ones",
         description="Test the runs of a variant, all seeds, on a data set of test images alone, one of the study's "
         "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
-        "to results/records/robustness.",
+        "to results/records/robustness. A seed that was tested before from equal inputs is not tested again; "
+        "SELFDISTILL_FRESH=1 tests it all the same.",
         epilog="Example: selfdistill robustness --model resnet18 --variant byot --data cifar100-c",
     )
     sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
@@ -448,7 +450,7 @@ def train(options) -> int | None:
 def evaluate(options) -> None:
     study = read_cell(options)
     numerics(study, devices=1)
-    from selfdistill.stages.evaluate import evaluate_variant
+    from selfdistill.stages.evaluate_seeds import evaluate_variant
 
     evaluate_variant(study, model=options.model, variant=options.variant)
 
@@ -459,9 +461,9 @@ def robustness(options) -> None:
         known = ", ".join(study.robustness) or "none"
         raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
     numerics(study, devices=1)
-    from selfdistill.stages.evaluate import evaluate_robustness
+    from selfdistill.stages.evaluate_seeds import robustness_of_variant
 
-    evaluate_robustness(study, model=options.model, variant=options.variant, name=options.data)
+    robustness_of_variant(study, model=options.model, variant=options.variant, name=options.data)
 
 
 def numerics(study: Study, devices: int = 0) -> None:
@@ -685,7 +687,7 @@ def predict(options) -> None:
 
     answers = classify(options.folder, options.images, options.exit, options.invert)
     if options.json:
-        print(json.dumps(answers, indent=1))
+        print(json.dumps(answers, indent=1, allow_nan=False))
         return
     for answer in answers:
         print(

@@ -213,7 +213,7 @@ def draw(results: list[dict]) -> dict[str, bytes]:
 
 def write(folder: Path, name: str, results: list[dict], found: list[dict]) -> None:
     """NAME.json, .md, .svg and .png in the folder."""
-    text = json.dumps({"results": results, "switches": found}, indent=1) + "\n"
+    text = json.dumps({"results": results, "switches": found}, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / f"{name}.json", text.encode())
     readable = f"{sentence(results[0])}\n\n{table(results)}" + (f"\n{switch_table(found)}" if found else "")
     write_atomically(folder / f"{name}.md", readable.encode())

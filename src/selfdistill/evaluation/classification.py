@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.data.prepared import Dataset, read_split
+from selfdistill.errors import UserError
+from selfdistill.models.sections import SectionedNetwork
 from selfdistill.models.trained import predict
 
 
@@ -26,7 +28,7 @@ class ClassTest:
     def truth(self) -> dict[str, Tensor]:
         return {"labels": self.labels.cpu()}
 
-    def outputs(self, network, dataset: Dataset) -> Tensor:
+    def outputs(self, network: SectionedNetwork, dataset: Dataset) -> Tensor:
         """Logits, exits x N x K floats, on the CPU."""
         return predict(network, dataset, self.images).cpu()
 
@@ -48,7 +50,11 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     accuracy: share right; nll: mean negative log-likelihood in nats; ece: expected calibration
     error with 15 equal bins of confidence (Guo et al. 2017, equation 3), as a share.
+    Raises UserError for no images, and for a single class, of which every network is right.
     """
+    images, classes = logits.shape
+    if images == 0 or classes < 2:
+        raise UserError(f"metrics of {images} images and {classes} classes are not defined; allowed: from 1, from 2")
     log_probabilities = F.log_softmax(logits.double(), dim=1)
     confidence, predicted = log_probabilities.exp().max(dim=1)
     correct = (predicted == labels).double()

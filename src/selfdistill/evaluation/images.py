@@ -9,8 +9,9 @@ from safetensors import SafetensorError
 from selfdistill.data.images import UnusableImageError, packed_form, sized, upright
 from selfdistill.data.prepared import Dataset
 from selfdistill.data.prepared.packed import centre_cropped
-from selfdistill.errors import NonFiniteOutputsError, UserError
-from selfdistill.models.trained import load_network, predict, rows_not_finite
+from selfdistill.errors import UserError
+from selfdistill.evaluation.finite import finite
+from selfdistill.models.trained import load_network, predict
 
 
 class PredictError(UserError):
@@ -34,13 +35,8 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
             f"--exit {number}: this network has {exits} exit{'s' if exits > 1 else ''}; allowed: 1 to {exits}"
         )
     pixels = torch.from_numpy(np.stack([read_image(p, dataset, invert) for p in images]))
-    outputs = predict(network, dataset, pixels)[number - 1 : number]
-    if rows := int(rows_not_finite(outputs)):
-        raise NonFiniteOutputsError(
-            f"{folder / 'weights.safetensors'}: the outputs for {rows} of {len(images)} images are no "
-            "numbers (NaN or infinite); train it again with a lower recipe.learning_rate"
-        )
-    probabilities = outputs[0].softmax(dim=1)
+    logits = predict(network, dataset, pixels)[number - 1 : number]
+    probabilities = finite(logits, folder / "weights.safetensors", "given")[0].softmax(dim=1)
     return [
         {
             "file": str(path),

@@ -15,19 +15,25 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from selfdistill.data.prepared import Dataset
+from selfdistill.errors import UserError
+from selfdistill.models.sections import SectionedNetwork
 
 # Pairs closer than this share of their squared lengths are one point: what a double-precision product
 # leaves of a difference that is zero.  In distances 1e-6 of the length; float32 features round at 6e-8.
 ROUNDING = 1e-12
+
+
+class RetrievalError(UserError, ValueError):
+    """Features, distances or labels that no ranking can be made of; the message says which and what is allowed."""
 
 
 # ---- the test of a study ----
@@ -63,10 +69,10 @@ class PersonTest:
     def truth(self) -> dict[str, Tensor]:
         return {"identities": self.identities, "cameras": self.cameras, "queries": torch.tensor(self.queries)}
 
-    def outputs(self, network, dataset: Dataset) -> Tensor:
+    def outputs(self, network: SectionedNetwork, dataset: Dataset) -> Tensor:
         """Features, exits x N x D, on the CPU.  float16: half the space in the cache for what has 11 bits of
         every number; the metrics are computed from these very numbers."""
-        return F.normalize(extract_features(network, dataset, self.images), dim=2).half().cpu()
+        return of_length_one(extract_features(network, dataset, self.images)).half().cpu()
 
     def metrics(self, features: Tensor, re_ranking: dict | None = None) -> dict[str, float]:
         """Of N x D features; with `re_ranking`, also those of re-ranked distances, named `re_ranked_...`."""
@@ -99,7 +105,7 @@ class PersonTest:
 
 
 @torch.no_grad()
-def extract_features(network, dataset: Dataset, images: Tensor, batch_size: int = 250) -> Tensor:
+def extract_features(network: SectionedNetwork, dataset: Dataset, images: Tensor, batch_size: int = 250) -> Tensor:
     """What the classifier of every exit of a `SectionedNetwork` sees, exits x N x D floats, of uint8
     N x C x H x W."""
     network.eval()
@@ -108,11 +114,21 @@ def extract_features(network, dataset: Dataset, images: Tensor, batch_size: int 
     return torch.cat(list(batches), dim=1)
 
 
+def of_length_one(features: Tensor) -> Tensor:
+    """Features, ... x D, divided by their lengths, in their own precision; a feature that is not finite keeps a NaN or
+    gets one, one of zeros stays.
+
+    Lengths are taken in double precision: in single the square of 2e19 is infinite and that of 1e-23 is zero.
+    """
+    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=torch.float64)
+    return (features / lengths.where(lengths > 0, 1)).to(features.dtype)
+
+
 def euclidean_distances(a: Tensor, b: Tensor, chunk: int = 512) -> Tensor:
     """|a_i - b_j| as N x M, not squared, of features N x D and M x D; float64 of float64, otherwise float32.
 
     Computed in double precision, `chunk` rows at a time, so that equal features are at distance 0 and as
-    far from any third one, wherever they stand.  ValueError names a row that is not finite.
+    far from any third one, wherever they stand.  RetrievalError names a row that is not finite.
     """
 
     def of_rows(rows: Tensor, others: Tensor) -> Tensor:
@@ -129,11 +145,11 @@ def cosine_distances(a: Tensor, b: Tensor, chunk: int = 512) -> Tensor:
     """1 - cos(a_i, b_j) as N x M, otherwise like `euclidean_distances`; 1 where a feature is zero."""
 
     def of_rows(rows: Tensor, others: Tensor) -> Tensor:
-        apart = 1 - F.normalize(rows, dim=1) @ others.T
+        apart = 1 - of_length_one(rows) @ others.T
         return apart.masked_fill_(apart <= ROUNDING, 0)
 
     a, b = _features(a, b)
-    return _by_rows(a, F.normalize(b.double(), dim=1), of_rows, chunk)
+    return _by_rows(a, of_length_one(b.double()), of_rows, chunk)
 
 
 def _by_rows(a: Tensor, b: Tensor, of_rows: Callable[[Tensor, Tensor], Tensor], chunk: int) -> Tensor:
@@ -145,16 +161,18 @@ def _by_rows(a: Tensor, b: Tensor, of_rows: Callable[[Tensor, Tensor], Tensor], 
 
 
 def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as matrices of at least single precision, or ValueError."""
+    """Both as matrices of at least single precision, or RetrievalError."""
     matrices = []
     for place, values in (("first features", a), ("second features", b)):
         matrix = torch.as_tensor(values)
         if matrix.ndim != 2 or 0 in matrix.shape:
-            raise ValueError(f"{place}: shape {tuple(matrix.shape)}; allowed: images x numbers, at least 1 x 1")
+            raise RetrievalError(f"{place}: shape {tuple(matrix.shape)}; allowed: images x numbers, at least 1 x 1")
         _finite(place, matrix)
         matrices.append(matrix if matrix.dtype == torch.float64 else matrix.float())
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"features: {a.shape[1]} numbers an image against {b.shape[1]}; both need the same network")
+        raise RetrievalError(
+            f"features: {a.shape[1]} numbers an image against {b.shape[1]}; both need the same network"
+        )
     return matrices[0], matrices[1]
 
 
@@ -162,7 +180,7 @@ def _finite(place: str, matrix: Tensor) -> None:
     smallest, largest = matrix.aminmax(dim=1)  # NaN goes through; isfinite of it all would copy the matrix
     bad = ~(smallest.isfinite() & largest.isfinite())
     if bad.any():
-        raise ValueError(
+        raise RetrievalError(
             f"{place}: {int(bad.sum())} of {len(matrix)} rows hold NaN or infinity, the first is row "
             f"{int(bad.nonzero()[0])} (from 0); allowed: finite numbers"
         )
@@ -182,12 +200,12 @@ def retrieval_metrics(
 
     rank1, rank5, rank10: share of queries with a right answer among the first k (CMC; 1 behind the end of
     a short gallery); mean_average_precision, mean_inverse_negative_penalty: from 0 to 1; queries: how many
-    these are the means of; skipped: how many have no right answer.  ValueError where all have none.
+    these are the means of; skipped: how many have no right answer.  RetrievalError where all have none.
     """
     scores = query_scores(distances, query_identities, query_cameras, gallery_identities, gallery_cameras)
     used = scores["positives"] > 0
     if not used.any():
-        raise ValueError(
+        raise RetrievalError(
             f"none of the {len(used)} queries has a match among the {len(gallery_identities)} gallery images: "
             "allowed is a gallery with at least one image of a query's identity from another camera"
         )
@@ -220,7 +238,7 @@ def query_scores(
     """
     distances = torch.as_tensor(distances)
     if distances.ndim != 2 or 0 in distances.shape:
-        raise ValueError(f"distances: shape {tuple(distances.shape)}; allowed: queries x gallery, at least 1 x 1")
+        raise RetrievalError(f"distances: shape {tuple(distances.shape)}; allowed: queries x gallery, at least 1 x 1")
     _finite("distances", distances)
     count, size = distances.shape
     device = distances.device
@@ -251,17 +269,17 @@ def query_scores(
 
 
 def _labels(place: str, values: Tensor, count: int, device: torch.device, least: int | None = None) -> Tensor:
-    """Identities or cameras as int64 of this length, or ValueError."""
+    """Identities or cameras as int64 of this length, or RetrievalError."""
     if values is None:
-        raise ValueError(f"{place}: missing; allowed: a whole number for each of {count} images")
+        raise RetrievalError(f"{place}: missing; allowed: a whole number for each of {count} images")
     labels = torch.as_tensor(values, device=device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{place}: {labels.dtype}; allowed: whole numbers")
+        raise RetrievalError(f"{place}: {labels.dtype}; allowed: whole numbers")
     if labels.shape != (count,):
-        raise ValueError(f"{place}: shape {tuple(labels.shape)}, distances of {count} images; allowed: ({count},)")
+        raise RetrievalError(f"{place}: shape {tuple(labels.shape)}, distances of {count} images; allowed: ({count},)")
     if least is not None and labels.min() < least:
         row = int((labels < least).nonzero()[0])
-        raise ValueError(f"{place}: {int(labels[row])} in row {row} (from 0); allowed: from {least}, junk left out")
+        raise RetrievalError(f"{place}: {int(labels[row])} in row {row} (from 0); allowed: from {least}, junk left out")
     return labels.long()
 
 
@@ -284,19 +302,19 @@ def re_rank(distances: Tensor, queries: int, k1: int = 20, k2: int = 6, weight: 
     distances = torch.as_tensor(distances, device="cpu")  # what follows is sparse, and SciPy's
     count = len(distances)
     if distances.ndim != 2 or distances.shape != (count, count) or not 0 < queries < count:
-        raise ValueError(
+        raise RetrievalError(
             f"re-ranking: distances of shape {tuple(distances.shape)} with {queries} queries; "
             "allowed: N x N of all images, queries first, and 1 to N - 1 queries"
         )
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
-        raise ValueError(f"re-ranking: k1 {k1}, k2 {k2}, weight {weight}; allowed: from 1, from 1, 0 to 1")
+        raise RetrievalError(f"re-ranking: k1 {k1}, k2 {k2}, weight {weight}; allowed: from 1, from 1, 0 to 1")
     _finite("distances", distances)
 
     near = nearest(distances, max(k1 + 1, k2)).numpy()
     largest = distances.amax(dim=1).double().square().numpy()
     largest[largest == 0] = 1  # all images are one point: every ratio is 0
 
-    def ratios(rows, columns) -> np.ndarray:
+    def ratios(rows: Any, columns: Any) -> np.ndarray:
         return distances[rows, columns].double().square().numpy() / largest[rows]
 
     # An image is encoded by its reciprocal neighbours, and by those of theirs that it shares two thirds of.

@@ -57,7 +57,7 @@ def draw_figures(results: Path) -> None:
 def colours_of(accuracy: pd.DataFrame) -> dict[str, tuple]:
     """One colour a variant, the same in every figure; the control is grey.
 
-    Of more than ten methods those of one group differ among themselves; the eleventh of a group begins anew.
+    Of more than ten methods those of one group differ among themselves; the eleventh of a group has the first colour.
     """
     controls = set(accuracy[accuracy.verdict == "control"].variant)
     others = accuracy[~accuracy.variant.isin(controls)].drop_duplicates("variant")

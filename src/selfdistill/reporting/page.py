@@ -3,9 +3,11 @@
 import base64
 import posixpath
 import re
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -19,13 +21,14 @@ from selfdistill.reporting.records import machine, read_records
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {
-    "accuracy": "Every method on the same data, network, seeds and recipe; one that trains for longer shows it in its "
-    "cost. Dots are seeds, bars 95 % intervals of the mean, the dashed line is the control.",
+    "accuracy": "Every method on the same data, network and seeds, with the same recipe but where a variant says "
+    "otherwise; one that trains for longer shows it in its cost. Dots are seeds, bars 95 % intervals of the mean, the "
+    "dashed line is the control.",
     "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
     "their control as one point.",
     "cost": "{Measure} against the whole price of training, a teacher's training included. "
     "Equal costs are drawn side by side, or, of many methods, the cheapest on top.",
-    "curves": "Validation accuracy while training. A method in several phases may begin anew in the middle.",
+    "curves": "Validation accuracy while training. A method in several phases may start again in the middle.",
 }
 
 
@@ -65,6 +68,7 @@ def write_page(study: Study, params: Path) -> None:
         robustness=list(others),
         held_back=sorted(tables.HELD_BACK),
         methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in used],
+        one_recipe=not any(variant.recipe for variant in study.variants.values()),
         variants=[differing(study, name) for name in study.variants],
         parameters=params.read_text(encoding="utf-8"),
         runs=records,
@@ -138,12 +142,14 @@ def embedded(path: Path) -> str:
 
 
 def hardware_table(records: list[dict]) -> pd.DataFrame:
-    """One row a model and method: the hardware and precision of its runs, and what they took there."""
+    """One row a model and variant: the hardware and precision of its runs, and what they took there."""
     rows = []
     for model, _, group in tables.by_variant(records):
-        by_machine = {}
+        by_machine: dict[str, list[dict]] = {}
         for record in sorted(group, key=machine):
-            by_machine.setdefault(machine(record), []).append(record["host"] or {})
+            # a host file that does not say what its peak is of was written when it was the process's
+            host = {"peak_memory_of": "process", **record["host"]} if record["host"] else {}
+            by_machine.setdefault(machine(record), []).append(host)
         hosts = list(by_machine.values())
         row = {
             "model": model,
@@ -151,17 +157,23 @@ def hardware_table(records: list[dict]) -> pd.DataFrame:
             "Hardware": tables.in_words(map(machine, group)),
             "Median seconds of a run": per_machine(hosts, "seconds", median, "{:.1f}"),
             "Peak memory (MB)": per_machine(hosts, "peak_memory_mb", max, "{:,}"),
+            "Peak memory of": per_machine(hosts, "peak_memory_of", alternatives, "{}"),
             "Peak GPU memory (MB)": per_machine(hosts, "peak_device_memory_mb", max, "{:,}"),
         }
         rows.append(row)
     table = pd.DataFrame(rows)
-    if not any(table["Peak GPU memory (MB)"]):
-        table = table.drop(columns="Peak GPU memory (MB)")
+    unknown = [name for name in ("Peak memory of", "Peak GPU memory (MB)") if not any(table[name])]
+    table = table.drop(columns=unknown)
     return table.rename(columns={"model": "Network"}) if table.model.nunique() > 1 else table.drop(columns="model")
 
 
-def per_machine(hosts: list[list[dict]], key: str, summary, form: str) -> str:
-    """A number for each machine of a row, in the order in which the row names them."""
+def alternatives(words: list[str]) -> str:
+    """Each word once."""
+    return " or ".join(sorted(set(words)))
+
+
+def per_machine(hosts: list[list[dict]], key: str, summary: Callable[[list], Any], form: str) -> str:
+    """A number, or a word, for each machine of a row, in the order in which the row names them."""
     values = [[h[key] for h in group if key in h] for group in hosts]
     return "; ".join(form.format(summary(v)) if v else "-" for v in values) if any(values) else ""
 

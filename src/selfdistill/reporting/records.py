@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selfdistill.config import COMPUTING, Recipe, Study
 from selfdistill.errors import UserError
@@ -67,7 +68,7 @@ def local_record(study: Study, path: Path) -> dict:
     for name in study.robustness:
         other = study.results / "records" / "robustness" / name / cell
         tested = json.loads(other.read_text()) if other.is_file() else {}
-        if tested.get("weights_sha256") == record["weights_sha256"]:
+        if tested.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(tested)):
             found[name] = {key: tested[key] for key in ("selection", "pixels_sha256", "tests")}
     return {**record, "robustness": found} if found else record
 
@@ -86,8 +87,8 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
         return
     resolved = study.variant(record["variant"])
     teacher, teacher_model = study.teacher_of(record["variant"])
-    wanted = {"dataset.name": study.dataset, "method": resolved.method}
-    given = {"dataset.name": record["dataset"]["name"], "method": record["method"]}
+    wanted: dict[str, Any] = {"dataset.name": study.dataset, "method": resolved.method}
+    given: dict[str, Any] = {"dataset.name": record["dataset"]["name"], "method": record["method"]}
     splits = {key: getattr(study, key) for key in ("split", "training_images", "validation_images")}
     wanted |= {"teacher": teacher, "teacher_model": teacher_model, "split.split": splits.pop("split"), **splits}
     given |= {key: record.get(key) for key in ("teacher", "teacher_model", *splits)}

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from selfdistill.errors import UserError
+
 LEVEL = 0.95
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % t-interval; the half-width is NaN below two values."""
-    values = np.asarray(values, float)
-    mean, n = math.fsum(values) / len(values), len(values)
+    """The mean and the half-width of its 95 % t-interval; the half-width is NaN below two values.
+
+    Raises UserError for no values.
+    """
+    if not (n := len(values)):
+        raise UserError("the mean of 0 values is not defined; allowed: at least 1 value")
+    mean = math.fsum(values) / n
     if n < 2:
         return mean, math.nan
-    return mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.asarray(values, float).std(ddof=1) / math.sqrt(n))
 
 
 def paired_p(differences: Sequence[float]) -> float:
@@ -24,12 +30,11 @@ def paired_p(differences: Sequence[float]) -> float:
     Equal differences, which a small test set gives easily because accuracies go in steps of an image, have no
     spread to hold the mean against: t would be infinite.  Of them only the signs are used: p = 2 / 2^n.
     """
-    differences = np.asarray(differences, float)
     if len(differences) < 2:
         return math.nan
-    if np.ptp(differences) < 1e-9:  # of percentages: far below one image, above what rounding leaves
+    if np.ptp(np.asarray(differences, float)) < 1e-9:  # of percentages: far below one image, above what rounding leaves
         return 1.0 if abs(differences[0]) < 1e-9 else 2 / 2 ** len(differences)
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return float(stats.ttest_1samp(np.asarray(differences, float), 0.0).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

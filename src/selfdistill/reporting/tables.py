@@ -8,22 +8,27 @@ persons were to be found again it is `rank1` in its place; see `selfdistill.repo
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from selfdistill import methods
+from selfdistill.config import Study
+from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
 from selfdistill.reporting.measure import Measure, measure_of
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
+Bold = Callable[[str, bool], Any]  # a cell's text and whether it is the best: how the cell stands there
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
 
 
-def write_tables(study) -> None:
+def write_tables(study: Study) -> None:
     """Write results/tables and results/metrics.json."""
     records = read_records(study)
     folder = study.results / "tables"
@@ -112,7 +117,8 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
 def comparisons(accuracies: dict[str, dict[int, float]], control: str) -> dict[str, dict]:
     """Columns of each variant: its difference to the control paired by seed, with half-width, p, p adjusted over
     the variants, and the verdict.  accuracies: in %, by variant and seed."""
-    reference, found = accuracies.get(control, {}), {}
+    reference = accuracies.get(control, {})
+    found: dict[str, dict[str, Any]] = {}
     for variant, own in accuracies.items():
         pairs = [accuracy - reference[seed] for seed, accuracy in own.items() if seed in reference]
         difference, half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
@@ -175,7 +181,7 @@ def member_table(records: list[dict]) -> pd.DataFrame:
         own = [deepest(r, "last") for r in group]
         for name, metrics in (*found.items(), ("the network", own), ("together", together)):
             words = MEMBERS.get(name, name.replace("phase_", "after phase "))
-            row = {"model": model, **named(group[0]), "member": words, "n": len(group)}
+            row: dict[str, Any] = {"model": model, **named(group[0]), "member": words, "n": len(group)}
             rows.append({**row, **means(measure, metrics)})
     return pd.DataFrame(rows)
 
@@ -270,7 +276,7 @@ def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.
             }
         )
     table = pd.DataFrame(rows)
-    of_control = table[table.variant == control].set_index("model").total_gflops
+    of_control = table[table.variant == control].set_index("model").total_gflops.replace(0, math.nan)  # given weights
     table.insert(8, "relative_cost", table.total_gflops / table.model.map(of_control))
     return table
 
@@ -334,8 +340,8 @@ def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
     measure = measure_of(accuracy.columns)
     keys = [key for key in (measure.key, *measure.beside, *measure.headline) if key in accuracy]
 
-    def numbers(row):
-        values = row[keys].astype(float).round(2).to_dict()
+    def numbers(row: pd.Series) -> Any:
+        values = row[keys].dropna().astype(float).round(2).to_dict()  # what only other networks have is left out
         return values if measure.beside else values[measure.key]
 
     blocks = {
@@ -366,7 +372,7 @@ def with_model(table: pd.DataFrame, columns: dict[str, list]) -> pd.DataFrame:
     return pd.DataFrame({**({"Network": table.model} if table.model.nunique() > 1 else {}), **columns})
 
 
-def mean_columns(table: pd.DataFrame, group: list[str], bold, plus_minus: str) -> dict[str, list]:
+def mean_columns(table: pd.DataFrame, group: list[str], bold: Bold, plus_minus: str) -> dict[str, list]:
     """Columns of means and half-widths; the best of each group of rows is bold."""
     measure = measure_of(table.columns)
     columns = {}
@@ -381,7 +387,7 @@ def mean_columns(table: pd.DataFrame, group: list[str], bold, plus_minus: str) -
     return columns
 
 
-def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+def readable_accuracy(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     return with_model(
         table,
         {
@@ -394,7 +400,7 @@ def readable_accuracy(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFram
     )
 
 
-def comparison_columns(table: pd.DataFrame, bold, plus_minus: str) -> dict[str, list]:
+def comparison_columns(table: pd.DataFrame, bold: Bold, plus_minus: str) -> dict[str, list]:
     """Difference to the control, p and verdict."""
     rows = list(table.itertuples())
     return {
@@ -409,7 +415,7 @@ def comparison_columns(table: pd.DataFrame, bold, plus_minus: str) -> dict[str, 
     }
 
 
-def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+def readable_exits(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     return with_model(
         table,
         {
@@ -422,7 +428,7 @@ def readable_exits(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
     )
 
 
-def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+def readable_members(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     return with_model(
         table,
         {
@@ -434,7 +440,7 @@ def readable_members(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame
     )
 
 
-def readable_robustness(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+def readable_robustness(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     ((_, accuracy),) = mean_columns(table, ["model", "images"], bold, plus_minus).items()
     return with_model(
         table,
@@ -450,7 +456,7 @@ def readable_robustness(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFr
     )
 
 
-def readable_cost(table: pd.DataFrame, bold, plus_minus: str) -> pd.DataFrame:
+def readable_cost(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     measure = measure_of(table.columns)
     return with_model(
         table,
@@ -482,6 +488,11 @@ def latex(table: pd.DataFrame, name: str) -> str:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """A number that is not defined, such as the half-width of one seed, is an empty cell.  Raises UserError for
+    infinite numbers, with their columns."""
+    numbers = table.select_dtypes("number")
+    if infinite := [name for name in numbers if np.isinf(numbers[name]).any()]:
+        raise UserError(f"{path}: infinite numbers in {', '.join(infinite)} are not allowed; allowed: finite or none")
     write_text(path, table.round(DECIMALS).to_csv(index=False, lineterminator="\n"))
 
 

@@ -158,6 +158,7 @@ class Host(Open):
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     seconds: Amount
     peak_memory_mb: Amount
+    peak_memory_of: Literal["run", "process"] = "process"  # what a file that does not say was measured of
     peak_device_memory_mb: Amount = 0
     threads: Count
     processes: Count = 1
@@ -180,7 +181,10 @@ class Outcome:
 
 
 def export_records(study: Study, path: Path) -> int:
-    """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes."""
+    """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes.
+
+    Raises TransferError for a run of another version of the protocol, or without a host file.
+    """
     entries = []
     for cell in study.cells():
         file = study.record_file(*cell)
@@ -196,8 +200,8 @@ def export_records(study: Study, path: Path) -> int:
     if not entries:
         raise TransferError(f"{study.results / 'records'}: no record of any cell of this study")
     buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
-        file.writelines(compact(entry) for entry in entries)
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed:
+        packed.writelines(compact(entry) for entry in entries)
     write_atomically(path, buffer.getvalue())
     return len(entries)
 
@@ -207,7 +211,7 @@ def compact(entry: dict) -> bytes:
     return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def import_records(study, paths: list[Path], replace: bool = False) -> list[Outcome]:
+def import_records(study: Study, paths: list[Path], replace: bool = False) -> list[Outcome]:
     """Check packed files and put their entries into results/records/imported.
 
     A file with a fault is refused as a whole, each fault in a line of its own; the others are not
@@ -237,7 +241,7 @@ def existing(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def read_packed(study, path: Path, replace: bool) -> tuple[dict[tuple, dict], list[str]]:
+def read_packed(study: Study, path: Path, replace: bool) -> tuple[dict[tuple, dict], list[str]]:
     """The entries of a file by cell, and its faults, each with its place in the file."""
     try:
         lines = gzip.decompress(path.read_bytes()).splitlines()
@@ -245,7 +249,8 @@ def read_packed(study, path: Path, replace: bool) -> tuple[dict[tuple, dict], li
         return {}, [f": cannot be read ({error.strerror or error}); allowed: a file of `selfdistill records export`"]
     except (EOFError, zlib.error) as error:
         return {}, [f": cut off or damaged ({error}); bring it here again"]
-    entries, faults = {}, []
+    entries: dict[tuple, dict] = {}
+    faults: list[str] = []
     for number, line in enumerate(lines, 1):
         place = f", line {number}"
         try:
@@ -257,24 +262,34 @@ def read_packed(study, path: Path, replace: bool) -> tuple[dict[tuple, dict], li
             faults.append(f"{place}: {text} is not allowed; allowed: a JSON object with record and host")
             continue
         cell, found = check_entry(study, content)
-        found = found or conflicts(study, cell, content, entries, replace)
+        if cell and not found:
+            found = [*unwritable(content), *conflicts(study, cell, content, entries, replace)]
         place += f", {'/'.join(map(str, cell))}" if cell else ""
         faults += [f"{place}: {fault}" for fault in found]
-        if not found:
+        if cell and not found:
             entries[cell] = content
     if not lines:
         faults.append(": holds no entry")
     return entries, faults
 
 
-def check_entry(study, content: dict) -> tuple[tuple | None, list[str]]:
+def unwritable(content: dict) -> Iterator[str]:
+    """Whether an entry holds a number that is none, in a place that no schema knows."""
+    try:
+        compact(content)
+    except ValueError:
+        yield "record or host: NaN or Infinity in a key that is not known here is not allowed; allowed: finite numbers"
+
+
+def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     """The cell that an entry says it is of, if it says so, and the entry's faults in words."""
-    record = content.get("record")
-    entry, faults = validate(Entry[RetrievalMetrics if tests_persons(record) else ExitMetrics], content)
+    record: Any = content.get("record")
+    schema: type[Entry] = Entry[RetrievalMetrics] if tests_persons(record) else Entry[ExitMetrics]
     named = tuple(record.get(key) for key in ("model", "variant", "seed")) if isinstance(record, dict) else ()
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if isinstance(record, dict) and (fault := next(protocol_faults(record), None)):
         return cell, [f"record.{fault}"]  # another version has other keys, of which the schema would tell one by one
+    entry, faults = validate(schema, content)
     if entry is None:
         return cell, faults
     if cell not in study.cells():
@@ -294,7 +309,7 @@ def tests_persons(record: Any) -> bool:
     return isinstance(parts, dict) and "gallery" in parts
 
 
-def outside(study, record: Record) -> Iterator[str]:
+def outside(study: Study, record: Record) -> Iterator[str]:
     """Why a cell is none of the study's."""
     networks = [*study.models, *study.teacher_models]
     trained = [study.teacher] if record.model in study.teacher_models else study.all_variants
@@ -328,10 +343,10 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
             )
         if exits > 1 and tested.ensemble is None:
             yield f"record.{place}.ensemble: missing; a network of {exits} exits has one"
-    tested, known = set(test.last.members), {*record.members, "together"} if record.members else set()
-    if tested != known:
+    members, known = set(test.last.members), {*record.members, "together"} if record.members else set()
+    if members != known:
         yield (
-            f"record.test.last.members: {shown(sorted(tested))} is not allowed; "
+            f"record.test.last.members: {shown(sorted(members))} is not allowed; "
             f"allowed: {shown(sorted(known))}, the record's members and all together"
         )
     rows = list(range(1, epochs + 1)) or [0]
@@ -344,7 +359,7 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
         yield f"record.validation_best_epoch: {record.validation_best_epoch} is not allowed; allowed: 1 to {epochs}"
 
 
-def conflicts(study, cell: tuple, content: dict, entries: dict, replace: bool) -> list[str]:
+def conflicts(study: Study, cell: tuple, content: dict, entries: dict, replace: bool) -> list[str]:
     """Whether another run of the cell stands in the way: earlier in the file, or imported before."""
     weights = content["record"]["weights_sha256"]
     if cell in entries and entries[cell]["record"]["weights_sha256"] != weights:
@@ -358,12 +373,12 @@ def conflicts(study, cell: tuple, content: dict, entries: dict, replace: bool) -
     return []
 
 
-def listing(study) -> list[dict]:
+def listing(study: Study) -> list[dict]:
     """One row a cell of the study: what the tables show of it, local, imported, left out or missing."""
     rows = []
     for cell in study.cells():
         record = read_record(study, cell)
-        row = dict(zip(("model", "variant", "seed"), cell, strict=True))
+        row: dict[str, Any] = dict(zip(("model", "variant", "seed"), cell, strict=True))
         if record is None:
             rows.append({**row, "state": "missing"})
             continue

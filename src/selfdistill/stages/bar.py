@@ -10,8 +10,8 @@ from selfdistill.training.progress import Progress
 class Bar(Progress):
     """A bar of epochs with the last loss and validation accuracy, on a terminal; what was resumed, everywhere."""
 
-    def __init__(self, epochs: int, shown: bool) -> None:
-        self.bar = tqdm(total=epochs, unit="epoch", disable=None if shown else True, leave=False)
+    def __init__(self, shown: bool) -> None:
+        self.bar = tqdm(unit="epoch", disable=None if shown else True, leave=False)
 
     def __enter__(self) -> "Bar":
         return self

@@ -1,6 +1,11 @@
-"""Evaluate the trained runs of a variant: their predictions, their records, and what they do on other images."""
+"""Evaluate one run: its predictions, its record, and what it does on other images.
+
+What an evaluation's numbers depend on lies below this file or stands in the plan; when it is carried out
+(`stages.evaluate_seeds`) does not.
+"""
 
 import csv
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,48 +14,46 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from selfdistill.data.prepared import Dataset
-from selfdistill.errors import NonFiniteOutputsError, UserError
+from selfdistill.errors import UserError
 from selfdistill.evaluation.classification import ClassTest
-from selfdistill.evaluation.retrieval import PersonTest
+from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.robustness import tests_of
 from selfdistill.files import write_atomically
-from selfdistill.models.trained import load_network, rows_not_finite
-from selfdistill.training import determinism
+from selfdistill.models.trained import load_network
 
-if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
-    from selfdistill.config import Study
+if TYPE_CHECKING:  # its library, SciPy, may be missing on a machine that only trains
+    from selfdistill.evaluation.retrieval import PersonTest
 
 WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what a study selects
 
 
-def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
-    """Predict the test split with every seed's run, and write predictions and records."""
-    test = open_test(study.data_folder / "test", determinism.apply(study.recipe))
-    for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
-        predictions = study.results / "predictions" / model / variant / f"{seed}.safetensors"
-        record_file = study.record_file(model, variant, seed)
-        evaluate_run(study.run_folder(model, variant, seed), test, predictions, record_file)
-
-
-def open_test(folder: Path, device: str) -> ClassTest | PersonTest:
+def open_test(folder: Path, device: str) -> "ClassTest | PersonTest":
     """The test split of a prepared data set, on a device: of persons to be found again where there is a
-    gallery, otherwise of classes."""
+    gallery, otherwise of classes.  Raises UserError where it has no image."""
     if (folder / "gallery.safetensors").is_file():
-        return PersonTest.read(folder, device)
-    return ClassTest.read(folder, device)
+        from selfdistill.evaluation.retrieval import PersonTest
+
+        test: ClassTest | PersonTest = PersonTest.read(folder, device)
+    else:
+        test = ClassTest.read(folder, device)
+    if not len(test.images):
+        raise UserError(f"{folder}: 0 test images; allowed: at least 1; prepare the data set again")
+    return test
 
 
-def evaluate_run(folder: Path, test: ClassTest | PersonTest, predictions: Path, record_file: Path) -> None:
+def evaluate_run(
+    folder: Path, test: "ClassTest | PersonTest", predictions: Path, record_file: Path, key: str | None = None
+) -> None:
     """Predict with both weights of one run; test: what `open_test` gives.
 
     predictions: `last`, `validation` and each of the run's members (earlier generations, a running average, a
     peer), exits x N x what the test makes of an image (K logits, or the D numbers of its feature), and the truth
     that they are held against.
     record_file: run.json, the history, and the test metrics of the last epoch and of the epoch chosen on
-    validation; for `last`, those of each member's deepest exit and of all together, too.
+    validation; for `last`, those of each member's deepest exit and of all together, too; and the
+    evaluation's key, a hash of its inputs, with the SHA-256 of the predictions.
     """
     device = str(test.images.device)
     tensors: dict[str, Tensor] = test.truth()
@@ -70,20 +73,11 @@ def evaluate_run(folder: Path, test: ClassTest | PersonTest, predictions: Path, 
             **{name: test.metrics(z) for name, z in zip(members, deepest, strict=False)},
             "together": test.together(torch.stack(deepest)),
         }
-    write_atomically(predictions, save({name: t.contiguous() for name, t in tensors.items()}))
-    history = read_history(folder / "history.csv")
-    text = json.dumps({**record, "test": found, "history": history}, allow_nan=False) + "\n"
-    write_atomically(record_file, text.encode())
-
-
-def finite(outputs: Tensor, weights: Path, split: str) -> Tensor:
-    """The outputs, exits x N x D, after making sure that all are numbers."""
-    if rows := int(rows_not_finite(outputs)):
-        raise NonFiniteOutputsError(
-            f"{weights}: the network's outputs for {rows} of {outputs.shape[1]} images of the {split} split are no "
-            "numbers (NaN or infinite); train it again with a lower recipe.learning_rate"
-        )
-    return outputs
+    content = save({name: t.contiguous() for name, t in tensors.items()})
+    write_atomically(predictions, content)
+    evaluation = {"key": key, "files": {"predictions.safetensors": hashlib.sha256(content).hexdigest()}}
+    told = {"test": found, "history": read_history(folder / "history.csv"), "evaluation": evaluation}
+    write_atomically(record_file, (json.dumps({**record, **told}, allow_nan=False) + "\n").encode())
 
 
 def read_history(path: Path) -> dict[str, list[float | None]]:
@@ -100,36 +94,31 @@ def read_history(path: Path) -> dict[str, list[float | None]]:
     return {name: [number(name, row[name]) for row in rows] for name in rows[0]}
 
 
-def evaluate_robustness(study: "Study", *, model: str, variant: str, name: str) -> None:
-    """Test every seed's run on the data set `name`, with the weights that the study selects.
+def evaluate_robustness(
+    folder: Path, prepared: Path, device: str, selection: str, record_file: Path, key: str | None = None
+) -> None:
+    """Test one run on the images of a prepared data set that has test images alone, with the weights of a selection.
 
-    results/records/robustness/<name>/<model>/<variant>/<seed>.json: whose weights, the SHA-256 of the pixels of each
-    set, and for each set and severity (null where there are none) the metrics of every exit.
+    record_file: the protocol, whose weights, the SHA-256 of the pixels of each set, for each set and severity (null
+    where there are none) the metrics of every exit, and the evaluation's key.
+    Raises UserError where the classes are not those of the run's data set.
     """
-    prepared, device = study.prepared(name), determinism.apply(study.recipe)
     facts = json.loads((prepared / "training" / "dataset.json").read_text())
-    weights = WEIGHTS[study.selection]
-    found: dict[int, tuple[Any, dict, list[dict]]] = {}
-    for seed in study.seeds:
-        network, record = load_network(study.run_folder(model, variant, seed), device, weights)
-        if record["dataset"]["classes"] != facts["classes"]:
-            raise UserError(f"{name}: its classes are not those of {record['dataset']['name']}, in their order")
-        found[seed] = network, record, []
-    bar = tqdm(total=len(facts["counts"]) * len(found), unit="set", disable=None, leave=False)
-    with bar:
-        for part in facts["counts"]:  # each is read once for all seeds: 150 MB of CIFAR-10-C's
-            for severity, test in tests_of(prepared / "test" / f"{part}.safetensors", device):
-                for seed, (network, record, rows) in found.items():
-                    file = study.run_folder(model, variant, seed) / f"{weights}.safetensors"
-                    outputs = finite(test.outputs(network, Dataset(**record["dataset"])), file, f"{name} {part}")
-                    rows.append({"set": part, "severity": severity, **test.of_exits(outputs)})
-            bar.update(len(found))
-    for seed, (_, record, rows) in found.items():
-        content = {
-            "weights_sha256": record["weights_sha256"],
-            "selection": study.selection,
-            "pixels_sha256": facts["pixels_sha256"],
-            "tests": rows,
-        }
-        path = study.results / "records" / "robustness" / name / model / variant / f"{seed}.json"
-        write_atomically(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+    network, record = load_network(folder, device, WEIGHTS[selection])
+    dataset = Dataset(**record["dataset"])
+    if list(dataset.classes) != facts["classes"]:
+        raise UserError(f"{facts['name']}: its classes are not those of {dataset.name}, in their order")
+    file, rows = folder / f"{WEIGHTS[selection]}.safetensors", []
+    for part in facts["counts"]:
+        for severity, test in tests_of(prepared / "test" / f"{part}.safetensors", device):
+            outputs = finite(test.outputs(network, dataset), file, f"{facts['name']} {part}")
+            rows.append({"set": part, "severity": severity, **test.of_exits(outputs)})
+    content = {
+        "protocol": record["protocol"],
+        "weights_sha256": record["weights_sha256"],
+        "selection": selection,
+        "pixels_sha256": facts["pixels_sha256"],
+        "tests": rows,
+        "evaluation": {"key": key, "files": {}},
+    }
+    write_atomically(record_file, (json.dumps(content, allow_nan=False) + "\n").encode())

@@ -3,7 +3,7 @@
 A stage trains a block of seeds, and DVC deletes its outputs when it begins.  So each run that is over waits,
 whole, in `.work/finished/<cell>-<hash of its inputs>` until the stage's outputs lie in DVC's cache.  From then
 on it is found there, through the entries that dvc.lock has of this and of earlier blocks: a seed added to a
-block is the only one that is trained.
+block is the only one that is trained.  Evaluations are kept in the same way.
 
 SELFDISTILL_FRESH=1 ignores both: everything is computed again.
 """
@@ -19,6 +19,11 @@ import yaml
 
 FRESH = "SELFDISTILL_FRESH"
 Files = dict[str, Path]  # of a run: where each of its files lies, by name
+
+
+def key_of(inputs: dict) -> str:
+    """The SHA-256 of all that a result depends on."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=list, allow_nan=False).encode()).hexdigest()
 
 
 def restore(waiting: Path, cached: Iterator[Files], target: Path, sound: Callable[[Files], bool]) -> bool:
@@ -77,18 +82,32 @@ def in_cache(root: Path, outputs: dict[str, str], run: Path, seed: int) -> Itera
     """
     base = run.as_posix()
     inside = [f"{base}/{seed}", *(f"{out}/{seed}" for out in outputs if out.startswith(f"{base}/"))]
-    cache = root / ".dvc" / "cache" / "files" / "md5"
     for out, md5 in outputs.items():
         for path in (path for path in inside if path == out or path.startswith(f"{out}/")):
-            listing = cache / md5[:2] / md5[2:]
-            if not md5.endswith(".dir") or not listing.is_file():
-                continue
             prefix = f"{path}/".removeprefix(f"{out}/")
-            entries = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}
-            own = {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
-            files = {name: cache / value[:2] / value[2:] for name, value in own.items()}
+            entries = folder_in_cache(root, md5)
+            files = {name.removeprefix(prefix): file for name, file in entries.items() if name.startswith(prefix)}
             if files and all(file.is_file() for file in files.values()):
                 yield files
+
+
+def files_in_cache(root: Path, outputs: dict[str, str], targets: Files) -> Iterator[Files]:
+    """The same of single files in folders that are outputs; targets: where each of them is put, by name."""
+    folders = {path.parent: folder_in_cache(root, outputs.get(path.parent.as_posix(), "")) for path in targets.values()}
+    files = {name: folders[path.parent].get(path.name) for name, path in targets.items()}
+    there = {name: file for name, file in files.items() if file and file.is_file()}
+    if len(there) == len(targets):
+        yield there
+
+
+def folder_in_cache(root: Path, md5: str) -> Files:
+    """Where DVC's cache has the files of a folder of this hash, by their paths in it; nothing where it has no such
+    folder."""
+    cache = root / ".dvc" / "cache" / "files" / "md5"
+    listing = cache / md5[:2] / md5[2:]
+    if not md5.endswith(".dir") or not listing.is_file():
+        return {}
+    return {e["relpath"]: cache / e["md5"][:2] / e["md5"][2:] for e in json.loads(listing.read_text())}
 
 
 def locked_outputs(lock: Path) -> dict[str, str]:

@@ -62,7 +62,7 @@ def note(path: Path, record: dict, *, device: str, seconds: float, processes: in
     }
     if device.startswith("cuda"):
         entry["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
-    write_atomically(path, (json.dumps(entry, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(entry, indent=1, allow_nan=False) + "\n").encode())
 
 
 def installed(packages: tuple[str, ...]) -> dict[str, str]:

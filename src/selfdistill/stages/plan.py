@@ -17,8 +17,8 @@ from selfdistill.protocol import PROTOCOL
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
 
-TRAINING = ("stages/cell.py",)
-EVALUATION = ("stages/evaluate.py",)
+TRAINING = ("stages/cell.py", "training/determinism.py")
+EVALUATION = ("stages/evaluate.py", "training/determinism.py")
 REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are no part of a result; whatever
 # they say that is one stands in the plan itself.

@@ -24,12 +24,12 @@ from selfdistill.errors import UserError
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.models.trained import load_network, weight_hashes
 from selfdistill.stages import finished, host
-from selfdistill.stages.bar import Bar
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
 from selfdistill.stages.plan import training_plan
 from selfdistill.training import cost, determinism, distributed
 from selfdistill.training.checkpoint import Checkpoints
+from selfdistill.training.progress import Progress
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
@@ -55,6 +55,7 @@ def train_block(
     torchrun the first process writes, the others only compute.
     """
     from selfdistill.config import seeds_of
+    from selfdistill.stages.bar import Bar  # its library, tqdm, may be missing on a machine that only trains
 
     plan = training_plan(study, model, variant)
     folders = {seed: study.run_folder(model, variant, seed) for seed in seeds_of(block)}
@@ -68,7 +69,8 @@ def train_block(
             for seed in folders:
                 finished.sweep(waiting, f"{model}-{variant}-{seed}", cached(study, outputs, model, variant, seed))
         for seed in folders:
-            train_seed(study, plan, seed, device, world, interruption, outputs)
+            with Bar(shown=world.rank == 0) as bar:
+                train_seed(study, plan, seed, device, world, interruption, outputs, bar)
 
 
 def finished_folder(study: "Study") -> Path:
@@ -88,6 +90,7 @@ def train_seed(
     world: distributed.World,
     interruption: Interruption | None,
     outputs: dict[str, str],
+    progress: Progress | None = None,
 ) -> None:
     """One run of a block."""
     model, variant = plan["model"], plan["variant"]
@@ -97,7 +100,7 @@ def train_seed(
     if plan["teacher"] is not None:
         teacher, taught = load_network(study.run_folder(plan["teacher_model"] or model, plan["teacher"], seed), device)
     inputs = {**plan, **cell.facts, "seed": seed, "teacher_sha256": taught and taught["weights_sha256"]}
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=list, allow_nan=False).encode()).hexdigest()
+    key = finished.key_of(inputs)
     waiting = finished_folder(study) / f"{model}-{variant}-{seed}-{key[:16]}"
     found = cached(study, outputs, model, variant, seed)
     restored = world.rank == 0 and finished.restore(waiting, found, folder, partial(is_run, key=key))
@@ -113,17 +116,18 @@ def train_seed(
     if given and given.use == "teacher":
         trained = given_network(cell)
     else:
-        with Bar(recipe.epochs, shown=world.rank == 0) as bar:
-            trained = train_cell(
-                cell,
-                recipe,
-                seed,
-                teacher=teacher,
-                checkpoints=checkpoints,
-                interruption=interruption,
-                progress=bar,
-                world=world,
-            )
+        if recipe.compile:  # or after eight networks in one process nothing is compiled any more, without a word
+            torch._dynamo.reset()
+        trained = train_cell(
+            cell,
+            recipe,
+            seed,
+            teacher=teacher,
+            checkpoints=checkpoints,
+            interruption=interruption,
+            progress=progress or Progress(),
+            world=world,
+        )
     if world.rank == 0:
         finished.keep(waiting, lambda target: write_run(target, {**inputs, "key": key}, cell, trained, taught), folder)
         described = json.loads((folder / "run.json").read_text())

@@ -1,0 +1,105 @@
+"""Evaluate all seeds of a variant, one after the other.
+
+A seed that was evaluated before from equal inputs is not evaluated again (`stages.finished`): a block that was killed
+goes on with the seed that it was at, and a seed added to a block is the only one that is evaluated.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from selfdistill.files import sha256_of
+from selfdistill.models.trained import read_run
+from selfdistill.stages import finished
+from selfdistill.stages.evaluate import evaluate_robustness, evaluate_run, open_test
+from selfdistill.stages.plan import evaluation_plan
+from selfdistill.stages.train import finished_folder
+from selfdistill.training import determinism
+
+if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
+    from selfdistill.config import Study
+
+
+def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
+    """Predict the test split with every seed's run, and write predictions and records."""
+    folder = study.data_folder / "test"
+    test = open_test(folder, determinism.apply(study.recipe))
+    inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
+    outputs = finished.locked_outputs(Path("dvc.lock"))
+    for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
+        run = study.run_folder(model, variant, seed)
+        targets = {
+            "predictions.safetensors": study.results / "predictions" / model / variant / f"{seed}.safetensors",
+            "record.json": study.record_file(model, variant, seed),
+        }
+
+        def write(target: Path, key: str, run: Path = run) -> None:
+            evaluate_run(run, test, target / "predictions.safetensors", target / "record.json", key)
+
+        own = {**inputs, "run": read_run(run)}
+        once(finished_folder(study), f"evaluation-{model}-{variant}-{seed}", own, targets, outputs, write)
+
+
+def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str) -> None:
+    """Test every seed's run on the data set `name`, with the weights that the study selects, and write
+    results/records/robustness/<name>/<model>/<variant>/<seed>.json."""
+    prepared, device = study.prepared(name), determinism.apply(study.recipe)
+    inputs = {**evaluation_plan(study, model), "selection": study.selection, "other": hashes(prepared)}
+    outputs = finished.locked_outputs(Path("dvc.lock"))
+    for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
+        run = study.run_folder(model, variant, seed)
+        file = study.results / "records" / "robustness" / name / model / variant / f"{seed}.json"
+
+        def write(target: Path, key: str, run: Path = run) -> None:
+            evaluate_robustness(run, prepared, device, study.selection, target / "record.json", key)
+
+        own, cell = {**inputs, "run": read_run(run)}, f"robustness-{name}-{model}-{variant}-{seed}"
+        once(finished_folder(study), cell, own, {"record.json": file}, outputs, write)
+
+
+def once(
+    folder: Path,
+    cell: str,
+    inputs: dict,
+    targets: finished.Files,
+    outputs: dict[str, str],
+    write: Callable[[Path, str], None],
+) -> None:
+    """Put the files of an evaluation where they belong, written now or before.
+
+    folder: where finished evaluations wait; inputs: all that the files depend on; targets: where each file belongs, by
+    its name; outputs: `finished.locked_outputs`; write: writes the files to a folder, and the key that it is given
+    into record.json.
+    """
+    key, root = finished.key_of(inputs), folder.parents[1]
+    finished.sweep(folder, cell, finished.files_in_cache(root, outputs, targets))
+    waiting, staged = folder / f"{cell}-{key[:16]}", folder / f"{cell}-{key[:16]}.staged.partial"
+    cached = finished.files_in_cache(root, outputs, targets)
+    if finished.restore(waiting, cached, staged, partial(is_evaluation, key=key)):
+        tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
+    else:
+        finished.keep(waiting, lambda target: write(target, key), staged)
+    for name, path in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(staged / name, path)
+    staged.rmdir()
+
+
+def is_evaluation(files: finished.Files, key: str) -> bool:
+    """Whether these files are the whole evaluation of this key, each as it was written."""
+    try:
+        told = json.loads(files["record.json"].read_bytes())["evaluation"]
+        return told["key"] == key and all(sha256_of(files[name]) == sha256 for name, sha256 in told["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder, by its path there; Snakemake's `.snakemake_timestamp` is none of them."""
+    files = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
