@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def test_outputs_without_gradient_are_cut_off_and_change_no_bit(name, monkeypatc
     if name == "plain":
         assert [sum(needed) for needed in cut] == [1] * len(cut)  # the logits, of one exit, one feature and its maps
         assert len(cut[0]) > 3
+
+
+def test_many_compiled_trainings_in_one_process_are_all_compiled(monkeypatch):
+    """Dynamo gives up on a `forward` of which it has compiled eight kinds; here there are more, of as many sizes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size, name in enumerate(("plain", "cskd", "byot") * 3, start=4):
+            train(name, epochs=1, batch_size=size, compile=True)
 
 
 def test_another_seed_gives_other_bits():
@@ -354,6 +363,21 @@ def test_a_level_of_determinism_holds_or_is_refused(early, level, late, said):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=unset)
     lines = done.stdout.splitlines()
     assert all(line.startswith(part) for line, part in zip(lines, said, strict=True)), lines
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "auto"])
+@pytest.mark.parametrize("rank", [None, 0, 3])
+def test_each_process_has_the_gpu_of_its_number(wanted, rank, monkeypatch):
+    """By name, for what loads tensors to a device: to safetensors a bare "cuda" is the first GPU in each process."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+    recipe = RECIPE.model_copy(update={"device": wanted, "determinism": "seeded"})
+    assert determinism.apply(recipe) == f"cuda:{rank or 0}"
+    assert chosen == [rank or 0]
 
 
 def test_the_training_accuracy_that_is_logged_is_the_share_that_is_right():

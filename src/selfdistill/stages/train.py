@@ -116,8 +116,6 @@ def train_seed(
     if given and given.use == "teacher":
         trained = given_network(cell)
     else:
-        if recipe.compile:  # or after eight networks in one process nothing is compiled any more, without a word
-            torch._dynamo.reset()
         trained = train_cell(
             cell,
             recipe,

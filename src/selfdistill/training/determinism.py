@@ -66,7 +66,7 @@ def has_avx2() -> bool:
 
 
 def apply(recipe: Any) -> str:
-    """Set what torch can be told after it is loaded; returns the device to work on, "cpu" or "cuda".
+    """Set what torch can be told after it is loaded; returns the device to work on, "cpu" or "cuda:0", numbered.
 
     recipe: `selfdistill.config.Recipe`.
     """

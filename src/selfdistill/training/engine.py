@@ -235,6 +235,10 @@ class Run:
         self.rate, self.progress = (torch.zeros((), device=self.device) for _ in range(2))
         seed_global_generators(derived_seed(seed, f"global/{world.rank}" if world.rank else "global"))
         self.stream = torch.cuda.Stream() if self.graphs else None
+        if recipe.compile:
+            # Dynamo counts what this process has compiled of a `forward`, whatever the run, and from the ninth on
+            # runs it uncompiled in silence
+            torch.compiler.reset()
         self.begin_phase(fresh=True)
         if fault := next(self.misfits(), None):
             raise MisfitError(f"{type(method).__name__}: {fault}")
