@@ -40,7 +40,7 @@ $(BIN)/.installed: pyproject.toml requirements.lock
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,dev]'
 	-@test -w /dev/shm && mkdir -p .dvc/tmp && ln -sfn /dev/shm/dvc-rwlock-$$(id -u)-$$(pwd | cksum | cut -d' ' -f1) \
 		.dvc/tmp/rwlock
 	touch $@

@@ -394,7 +394,8 @@ def test_the_conda_environment_holds_the_versions_of_the_lock():
     assert all(pinned[package] == version for package, version in listed.items())
     import tomllib
 
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
     assert {re.split("[<>=]", d)[0].replace(".", "-") for d in declared} == set(listed)
 
 

@@ -1,3 +1,77 @@
-"""Self-distillation papers, reproduced side by side."""
+"""Self-distillation papers, reproduced side by side.
+
+Methods and networks by their names, for a training loop of one's own: docs/own-training-loop.md.  Importing this
+package loads neither torch nor YAML; its functions load what they need.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfdistill.errors import asking_for_packages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from selfdistill.models.sections import SectionedNetwork
+    from selfdistill.training.method import Method
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "create_method", "create_network", "list_methods", "list_networks"]
+
+
+def list_methods() -> list[str]:
+    """The methods' names, sorted.  `selfdistill methods NAME` prints the card of one."""
+    from selfdistill import methods
+
+    return list(methods.names())
+
+
+def create_method(name: str, **hyper: Any) -> "Method":
+    """A method's loss: called with a `selfdistill.training.method.Step` it gives named scalar terms to be summed.
+
+    hyper: its hyper-parameters, within the bounds that a study has; the others keep their defaults.
+    Raises MethodError for a name that is not there, HyperParameterError for a value that is not allowed, both also
+    ValueErrors, and MissingPackageError, an ImportError, for `sd` where SciPy is not installed.
+
+    >>> create_method("byot", alpha=0.3)
+    """
+    from selfdistill import methods
+
+    with asking_for_packages():
+        return methods.create(name, **hyper)
+
+
+def list_networks(own: "Sequence[Path]" = ()) -> list[str]:
+    """The networks' names, family by family; any of timm is one, too, as `timm:NAME`.
+
+    own: files of networks of your own (docs/networks.md).  Raises NetworkError for a file that is none.
+    """
+    from selfdistill import models
+
+    return models.names(own)
+
+
+def create_network(
+    name: str,
+    *,
+    classes: int,
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    exits: bool = True,
+    seed: int = 0,
+    own: "Sequence[Path]" = (),
+) -> "SectionedNetwork":
+    """A freshly initialised network, from float images N x C x H x W to `Outputs`: the logits, N x classes, and the
+    map of each exit, shallow to deep.
+
+    name: one of `list_networks()`, or `timm:NAME`; size, channels: of the images, (H, W) and C; exits: a classifier
+    after every section, not the last alone; seed: of the weights, which are the same for one seed whatever torch's
+    generators have drawn, and leave these as they were; own: files of networks of your own.
+    Raises NetworkError, a ValueError, for a name that is not there or a network that cannot be built so.
+
+    >>> network = create_network("resnet18", classes=100)
+    >>> network(images).logits[-1]  # of the deepest exit
+    """
+    from selfdistill import models
+
+    return models.build(name, channels=channels, classes=classes, size=size, exits=exits, seed=seed, own=own)

@@ -1,6 +1,7 @@
 """The command line.  Each command is a stage of the pipeline or a question about it.
 
-Commands import what they need when they run: a check or a table does not wait for torch.
+Commands import what they need when they run: a check or a table does not wait for torch, and what a light
+installation can do works without the packages of the extra `pipeline`.
 """
 
 import argparse
@@ -10,12 +11,13 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfdistill import __version__
-from selfdistill.config import Recipe, Study, read_study, seeds_of
-from selfdistill.data.catalogue import read_catalogue
-from selfdistill.errors import UserError
-from selfdistill.schema import ConfigError, read_yaml
+from selfdistill.errors import ConfigError, UserError, asking_for_packages
+
+if TYPE_CHECKING:
+    from selfdistill.config import Study
 
 STUDY = Path("params.yaml")
 
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 def carried_out(options: argparse.Namespace) -> int:
     """The exit code of one command, after a line of what it could not do."""
     try:
-        return options.run(options) or 0
+        with asking_for_packages():
+            return options.run(options) or 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -344,8 +347,16 @@ def add_bench_options(sub) -> None:
     sub.add_argument("--name", default="bench", help="of those files (default: %(default)s)")
 
 
+def read_study(file: Path) -> "Study":
+    from selfdistill import config
+
+    return config.read_study(file)
+
+
 def catalogue_folder() -> Path:
     """The repository's `data/`, from its top, from inside it, or from a study's folder."""
+    from selfdistill.schema import read_yaml
+
     for folder in (Path("data"), Path("."), Path("../../data")):
         path = folder / "params.yaml"
         if path.is_file() and "datasets" in read_yaml(path):
@@ -355,6 +366,8 @@ def catalogue_folder() -> Path:
 
 def read_entry(folder: Path, name: str):
     """A data set of the catalogue in `folder`."""
+    from selfdistill.data.catalogue import read_catalogue
+
     catalogue = read_catalogue(folder / "params.yaml")
     if name not in catalogue.datasets:
         raise UserError(f"{name!r} is not in {folder / 'params.yaml'}; there are {', '.join(catalogue.datasets)}")
@@ -403,7 +416,7 @@ def prepare(options) -> None:
     print(f"{options.name}: {counts}{notes}")
 
 
-def read_cell(options) -> Study:
+def read_cell(options) -> "Study":
     """The study, after making sure that the cells asked for are among its cells."""
     study = read_study(STUDY)
     networks = [*study.models, *study.teacher_models]
@@ -418,6 +431,7 @@ def read_cell(options) -> Study:
 
 
 def train(options) -> int | None:
+    from selfdistill.config import seeds_of
     from selfdistill.stages.interruption import Interruption
     from selfdistill.training.stopping import RESUME_ME, Interrupted
 
@@ -466,7 +480,7 @@ def robustness(options) -> None:
     robustness_of_variant(study, model=options.model, variant=options.variant, name=options.data)
 
 
-def numerics(study: Study, devices: int = 0) -> None:
+def numerics(study: "Study", devices: int = 0) -> None:
     """What must be set before torch and NumPy are loaded; leases so many GPUs if the recipe uses any."""
     from selfdistill.training import determinism
 
@@ -660,6 +674,7 @@ def repository() -> Path:
 
 
 def bench(options) -> None:
+    from selfdistill.config import Recipe
     from selfdistill.training import determinism
 
     recipe = Recipe(

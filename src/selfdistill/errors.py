@@ -1,9 +1,39 @@
 """What users are told when something they gave, or something they lack, stops the work."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# what the extra `pipeline` brings, by the names of its modules
+PIPELINE = frozenset(
+    {"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "scipy", "seaborn", "sklearn"}
+)
+
 
 class UserError(Exception):
     """One line for the user: the place, the value, and what is allowed or to be done."""
 
 
+class ConfigError(UserError):
+    """Faults of a configuration, one a line: file, key path, value, what is allowed."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package of the extra `pipeline` is needed and not installed; the message says which, and what to install."""
+
+
 class NonFiniteOutputsError(UserError, RuntimeError):
     """What a network says of some images is no number; the message says whose, of which split, and how many."""
+
+
+@contextmanager
+def asking_for_packages() -> Iterator[None]:
+    """Inside, a package of the extra `pipeline` that is not installed is a MissingPackageError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in PIPELINE:
+            raise
+        raise MissingPackageError(
+            f"{package} is not installed; the pipeline's packages come with: pip install 'selfdistill[pipeline]'"
+        ) from None

@@ -11,15 +11,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from selfdistill.errors import UserError
+from selfdistill.errors import ConfigError
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-
-
-class ConfigError(UserError):
-    """Faults of a configuration, one a line: file, key path, value, what is allowed."""
 
 
 class Strict(BaseModel):
