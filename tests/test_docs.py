@@ -1,5 +1,6 @@
 """The guides, followed word for word."""
 
+import ast
 import io
 import re
 import tarfile
@@ -7,7 +8,6 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from PIL import Image
@@ -40,33 +40,28 @@ def test_the_guide_to_adding_a_method(project):
     assert "confidence" in (project / "results/runs/resnet10-slim/confidence_penalty/0-1/0/history.csv").read_text()
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_the_example_of_a_training_loop_of_ones_own(library):
-    """Word for word on torchvision's resnet18, and with the named other line on timm's."""
+def test_the_guide_to_a_training_loop_of_ones_own(capsys):
+    """As printed, block by block."""
     import_torchvision()
-    (code,) = blocks("own-training-loop.md", "python")
-    assert len(code.strip().splitlines()) < 30
-    if library == "timm":
-        line = next(li for li in code.splitlines() if li.startswith("backbone = "))
-        code = code.replace(line, "import timm\nbackbone = " + line.split("# or ")[1])
-    torch.manual_seed(0)
-    images, targets = torch.randn(12, 3, 64, 64), torch.arange(12) % 10
-    losses = []
-
-    class Loader:
-        def __iter__(self):
-            for _ in range(4):
-                yield images, targets
-                losses.append(sum(scope["terms"].values()).item())
-
-    scope = {"loader": Loader()}
-    exec(compile(code, "own-training-loop.md", "exec"), scope)
-    assert losses[-1] < losses[0]
-    network = scope["network"]
+    training, evaluating, by_name = blocks("own-training-loop.md", "python")
+    scope: dict = {}
+    exec(compile(training, "own-training-loop.md", "exec"), scope)
+    epochs = [ast.literal_eval(line.partition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(epochs) == 5
+    assert all(epochs[-1][term] < epochs[0][term] for term in ("deepest_cross_entropy", "shallow_cross_entropy"))
+    network, images = scope["network"], scope["images"]
     assert network.exit_count == 4
-    assert scope["shallow"].shape == (12, 10)
     torch.testing.assert_close(scope["shallow"], network(images).logits[1])
     torch.testing.assert_close(network(images).logits[-1], scope["backbone"](images))
+    exec(compile(evaluating, "own-training-loop.md", "exec"), scope)
+    found = ast.literal_eval(capsys.readouterr().out)
+    assert found["accuracy"] == (scope["logits"][-1].argmax(dim=1) == scope["targets"]).float().mean()
+    exec(compile(by_name, "own-training-loop.md", "exec"), scope)
+    methods, networks = map(ast.literal_eval, capsys.readouterr().out.splitlines())
+    assert "byot" in methods
+    assert "resnet18" in networks
+    assert scope["network"].exit_count == 4
+    assert scope["terms"]["cross_entropy"].isfinite()
 
 
 def test_the_guide_to_adding_a_folder_of_images(project, tmp_path):
