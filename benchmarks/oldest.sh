@@ -16,7 +16,7 @@ cp -R pyproject.toml README.md LICENSE src "$work/source"
 uv build --quiet --wheel --out-dir "$work" "$work/source"
 for versions in lowest-direct highest; do
     uv venv --quiet --python "$python" "$work/$versions"
-    uv pip install --quiet --python "$work/$versions" --resolution "$versions" "$work"/*.whl
+    uv pip install --quiet --python "$work/$versions" --resolution "$versions" -r pyproject.toml "$work"/*.whl
     (cd "$work/empty" && env -u PYTHONPATH "$work/$versions/bin/python" "$here/benchmarks/oldest.py" "$here/docs/own-training-loop.md")
     rm -rf "${work:?}/$versions"
 done

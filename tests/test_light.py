@@ -107,6 +107,7 @@ def test_the_extra_s_modules_are_those_that_the_package_imports_beside_the_light
                 names = [node.module]
             imported |= {name.partition(".")[0] for name in names}
     light = {"torch", "torchvision", "timm", "numpy", "PIL", "yaml", "safetensors", "tqdm"}
+    light |= {"networkx"}  # torch's
     optional = {"pillow_heif"}
     assert imported - sys.stdlib_module_names - light - optional - {"selfdistill"} == PIPELINE
 

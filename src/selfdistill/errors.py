@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # what the extra `pipeline` brings, by the names of its modules
-PIPELINE = frozenset(
-    {"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "scipy", "seaborn", "sklearn"}
-)
+PIPELINE = frozenset({"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "scipy", "seaborn"})
 
 
 class UserError(Exception):
