@@ -111,7 +111,7 @@ def prepare_splits(
         "quarantined": len(bad),
         "shorter_side": entry.image.shorter_side if entry.image else None,
         "white": white.value,
-        "split": {key: value for key, value in dict(entry.split).items() if value is not None},
+        "split": {key: value for key, value in vars(entry.split).items() if value is not None},
         "mean": np.round(mean, 6).tolist(),
         "std": np.round(std, 6).tolist(),
         "pixels_sha256": hashes,
@@ -222,7 +222,7 @@ def counted(name: str, entry: "DataEntry", found: dict[str, int]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_report(
