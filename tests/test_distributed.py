@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +15,10 @@ import pytest
 import torch
 from filelock import FileLock
 from made import VARIANTS
+from numbers_worker import trained
 
 from selfdistill import methods
-from selfdistill.training import engine
+from selfdistill.training import distributed, engine
 from selfdistill.training.determinism import PORTABLE
 from selfdistill.training.distributed import BatchNormAcrossProcesses, World
 from selfdistill.training.stopping import Interrupted
@@ -29,6 +31,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # more than 1e-5 (FRSKD: 3e-5, 0.13 and 0.005 of three seeds, also without its attention term): they are
 # held to that, and like all others to 1e-9 in float64.
 SENSITIVE = ["frskd"]
+# one with exits, one with a memory of the epoch before, one that gets the batch before again, one with a companion
+CHANGING = ["byot", "pskd", "dlb", "fitnet"]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,44 @@ def test_two_processes_differ_by_rounding_alone(name, by):
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_resume_bit_equal(name, by):
     assert by["two"][name]["resumed"] == by["two"][name]["history"][0]
+
+
+@pytest.fixture(scope="module")
+def going_on(tmp_path_factory) -> dict[str, dict]:
+    """Trainings by one process, by three, and stopped by some processes and taken up by others."""
+    folder = tmp_path_factory.mktemp("numbers")
+
+    def by_processes(count: int, checkpoints: str, stop: int) -> dict:
+        if count == 1:
+            return trained(CHANGING, folder / checkpoints, stop, distributed.ALONE)
+        out = folder / "histories.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            + [str(part) for part in (HERE / "numbers_worker.py", out, folder / checkpoints, stop, *CHANGING)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(out.read_text())
+
+    stopped: dict[str, list] = {name: [] for name in CHANGING}
+    found = {"1": by_processes(1, "one", 0), "3": by_processes(3, "three", 0)}
+    assert by_processes(2, "two", 5) == stopped
+    shutil.copytree(folder / "two", folder / "two again")
+    assert by_processes(1, "one stopped", 5) == stopped
+    found |= {"2, then 1": by_processes(1, "two", 0), "2, then 3": by_processes(3, "two again", 0)}
+    return found | {"1, then 2": by_processes(2, "one stopped", 0)}
+
+
+@pytest.mark.parametrize("processes", ["3", "2, then 1", "2, then 3", "1, then 2"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_the_number_of_processes_may_change(name, processes, going_on):
+    assert len(going_on["1"][name]) > 1
+    for mine, theirs in zip(going_on["1"][name], going_on[processes][name], strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-9, abs=1e-9)
 
 
 def test_shares_drop_and_repeat_nothing():
