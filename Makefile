@@ -1,6 +1,6 @@
 # make repro   install if needed, run the default study, say where its page is
 # make test    install if needed, run the tests
-# Everything lives in .venv; remove it to begin anew.
+# Everything lives in .venv; remove it to start again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,11 +29,11 @@ lint: install
 
 install: $(BIN)/.installed
 
-# The last step but one: DVC rewrites a small lock file 750 times to find that nothing is to be done. In
+# The last step but one: DVC rewrites a small lock file 750 times to find that there is nothing to do. In
 # memory that takes 0.1 s, on ext4 1.2 s of the 3 s that `dvc repro` then lasts. Its real lock stays on disk.
 #
 # torch first and alone, at the version of the lock: with the whole list at once pip may take another
-# build than the one that a machine offers locally. The lock is a list of constraints, so that one
+# build than the one that the machine offers locally. The lock is a list of constraints, so that one
 # file fits machines with a GPU (which need torch's CUDA packages) and without.
 $(BIN)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,7 +45,7 @@ $(BIN)/.installed: pyproject.toml requirements.lock
 		.dvc/tmp/rwlock
 	touch $@
 
-# after editing pyproject.toml: pin everything anew
+# after editing pyproject.toml: pin everything again
 lock: install
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-annotate --no-header \
 		--output-file requirements.lock pyproject.toml

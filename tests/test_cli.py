@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfdistill import __version__
+from selfdistill.cli import NOUNS
 
 ROOT = Path(__file__).parents[1]
 STARTS = {
@@ -42,3 +43,8 @@ def test_what_is_read_to_its_end_is_whole():
         [sys.executable, "-m", "selfdistill", "--version"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"selfdistill {__version__}\n", "")
+
+
+def test_every_noun_has_its_file_and_every_file_is_listed():
+    files = {path.stem for path in (ROOT / "src/selfdistill/cli").glob("*.py")}
+    assert {noun.__name__.rpartition(".")[2] for noun in NOUNS} == files - {"__init__", "common"}

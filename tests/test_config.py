@@ -73,7 +73,7 @@ BROKEN = [
     ("dataset", "digit", "did you mean 'digits'"),
     ("dataset", None, "null"),
     ("models", [], "at least 1"),
-    ("models", ["resnet81"], "is no network"),
+    ("models", ["resnet81"], "is not a network"),
     ("models", "resnet10-slim", "list"),
     ("models", ["resnet10-slim", "resnet10-slim"], "twice"),
     ("methods", ["plain", "byott"], "did you mean 'byot'"),

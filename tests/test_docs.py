@@ -8,11 +8,13 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
 from test_folder import UNUSABLE, mixed
 
+from selfdistill import __version__
 from selfdistill.data.vision import import_torchvision
 
 ROOT = Path(__file__).parents[1]
@@ -131,12 +133,29 @@ def test_the_guide_to_adding_a_data_set(project, tmp_path):
     assert "too few seeds" in (study / "results/index.html").read_text().lower()
 
 
-def test_the_readme_names_commands_that_exist(tiny_study):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_commands_and_files_that_are_named_exist(name, tiny_study):
+    text = (ROOT / name).read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"^ +make ([a-z]+)", text, re.M)) <= targets
-    for path in re.findall(r"\]\(([^)]+)\)", text):
+    assert set(re.findall(r"(?:^ +|`)make ([a-z]+)", text, re.M)) <= targets
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https:")]
+    for path in [link.partition("#")[0] for link in links] + re.findall(r"tests/\w+\.py", text):
         assert (ROOT / path).exists(), path
     help_text = tiny_study.run("selfdistill", "--help").stdout
-    for command in re.findall(r"^ +selfdistill ([a-z]+)", text, re.M):
+    for command in re.findall(r"(?:^ +|`|&& )selfdistill ([a-z]+)", text, re.M):
         assert command in help_text
+
+
+def test_the_hooks_run_what_make_lint_runs():
+    (lint,) = re.findall(r"^lint: install\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = repository["hooks"]
+    assert [hook["entry"] for hook in hooks] == [line.strip() for line in lint.splitlines()]
+    assert repository["repo"] == "local"
+    wanted = {"language": "system", "always_run": True, "pass_filenames": False}  # nothing is downloaded or left out
+    assert all(hook | wanted == hook for hook in hooks)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["title"], citation["version"]) == ("selfdistill", __version__)

@@ -149,7 +149,7 @@ def test_label_noise_is_refused_for_persons(tmp_path):
     content["root"] = str(ROOT)
     content["recipe"]["label_noise"] = 0.2
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=r"recipe\.label_noise: 0\.2 is not allowed; allowed: 0, for market1501 has"):
+    with pytest.raises(ConfigError, match=r"label_noise: 0\.2 is not allowed; allowed: 0, because market1501 has"):
         read_study(tmp_path / "params.yaml")
 
 

@@ -1,6 +1,6 @@
 """Self-distillation papers, reproduced side by side.
 
-Methods and networks by their names, for a training loop of one's own: docs/own-training-loop.md.  Importing this
+Methods and networks by their names, for your own training loop: docs/own-training-loop.md.  Importing this
 package loads neither torch nor YAML; its functions load what they need.
 """
 
@@ -44,7 +44,7 @@ def create_method(name: str, **hyper: Any) -> "Method":
 def list_networks(own: "Sequence[Path]" = ()) -> list[str]:
     """The networks' names, family by family; any of timm is one, too, as `timm:NAME`.
 
-    own: files of networks of your own (docs/networks.md).  Raises NetworkError for a file that is none.
+    own: files of networks of your own (docs/networks.md).  Raises NetworkError for a file without networks.
     """
     from selfdistill import models
 
@@ -65,8 +65,8 @@ def create_network(
     map of each exit, shallow to deep.
 
     name: one of `list_networks()`, or `timm:NAME`; size, channels: of the images, (H, W) and C; exits: a classifier
-    after every section, not the last alone; seed: of the weights, which are the same for one seed whatever torch's
-    generators have drawn, and leave these as they were; own: files of networks of your own.
+    after every section, not the last alone; seed: of the weights, which depend on the seed alone and do not change
+    torch's generators; own: files of networks of your own.
     Raises NetworkError, a ValueError, for a name that is not there or a network that cannot be built so.
 
     >>> network = create_network("resnet18", classes=100)

@@ -1,13 +1,13 @@
-"""Which code a result rests on, and one hash over it.
+"""The code that a result depends on, and one hash over it.
 
-The closure of some files is they and every file of this package that they import, at the top or inside a
+The closure of some files is these files and every file of this package that they import, at the top or inside a
 function.  It is read from the files, never from what happens to be loaded, so that the hash is the same in
-every process.  Of each file only what is executed counts: docstrings, comments, layout and the annotations
+every process.  Only the executed code of a file counts: docstrings, comments, layout and the annotations
 of functions are left out.  The hash is the same on every Python from 3.11 on: syntax trees print
 differently from version to version, so they are written out here in a form of our own.
 
-What is imported by a computed name (a method, a network, a need, a reader) is not seen.  Whoever asks for a
-hash names these files among the roots.
+What is imported by a computed name (a method, a network, a need, a reader) is not seen.  The caller
+names these files among the roots.
 """
 
 import ast
@@ -26,7 +26,7 @@ def code_sha256(roots: Iterable[Path], stop: Iterable[Path] = ()) -> str:
     """One hash over the closure of some files, by their names in the package (those outside by their bare name)
     and their executed code.  stop: files that are neither counted nor followed.
 
-    ValueError: a file is no Python of this version; the message says which and where.
+    ValueError: a file is not valid Python of this version; the message says which and where.
     """
     digest = hashlib.sha256()
     for name, path in sorted((name_of(path), path) for path in closure(roots, stop)):
@@ -78,7 +78,7 @@ def imported(path: Path) -> tuple[Path, ...]:
 
 
 def files_of(module: str) -> Iterator[Path]:
-    """The files that importing `module` runs; nothing for what is no module of the package."""
+    """The files that importing `module` runs; nothing for a module outside the package."""
     first, *parts = module.split(".")
     if first != PACKAGE.name:
         return

@@ -1,4 +1,4 @@
-"""What a study's params.yaml may say.  Everything is checked before any work, and all faults are told at once.
+"""What a study's params.yaml may say.  Everything is checked before any work, and all faults are reported together.
 
 Nothing here imports torch, so that a check takes a fraction of a second.
 """
@@ -18,7 +18,7 @@ from selfdistill.data.catalogue import DataEntry, read_catalogue, split_faults
 from selfdistill.errors import UserError
 from selfdistill.schema import ConfigError, Name, Sha256, Strict, nearest, read_yaml, shown, validate
 
-# a network, also one of timm's: whether it exists is seen when it is built, for timm takes seconds to load
+# a network, also one of timm's: whether it exists is seen when it is built, because timm takes seconds to load
 NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 NOTHING_OWN = "params.yaml"  # DVC needs the name of something that is there
@@ -84,7 +84,7 @@ class Recipe(Strict):
 
 
 class Variant(Strict):
-    """A method under other values than the study's: what differs, and nothing else."""
+    """A method with other values than the study's; only what differs is given."""
 
     method: Name
     title: Annotated[str, Field(min_length=1, max_length=60)] | None = None
@@ -115,8 +115,8 @@ class Resolved:
 class Study(Strict):
     """A study: one data set, one recipe, models x variants x seeds.
 
-    methods, students and taught list variants by name: a method's, or one of `variants`, under which a method
-    may stand more than once.  students learn from the `teacher` variant's network of their own model and seed,
+    methods, students and taught list variants by name: a method's, or one of `variants`, so that a method
+    may be listed more than once.  students learn from the `teacher` variant's network of their own model and seed,
     taught from that of `teacher_models`, a network that the study trains with this one variant only.
     robustness: data sets of test images alone, new or corrupted ones, on which every network of `models` is
     tested, too.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
@@ -272,11 +272,11 @@ def seed_faults(content: dict) -> Iterator[str]:
 
 
 def network_faults(content: dict, folder: Path) -> Iterator[str]:
-    """Networks that nobody has, and files of the study's own that are not there or not in order."""
+    """Networks that do not exist, and own files of the study that are missing or faulty."""
     own, files = content.get("own", NOTHING_OWN), []
     if isinstance(own, str) and own != NOTHING_OWN:
         if not (folder / own).is_dir():
-            yield f"own: {own!r} is no folder; allowed: a folder beside this file, or {NOTHING_OWN} for none"
+            yield f"own: {own!r} is not a folder; allowed: a folder beside this file, or {NOTHING_OWN} for none"
         files = sorted((folder / own).glob("*.py"))
     try:
         known = models.names(own=files)
@@ -286,14 +286,14 @@ def network_faults(content: dict, folder: Path) -> Iterator[str]:
     for key in ("models", "teacher_models"):
         for i, name in enumerate(names_in(content, key)):
             if name not in known and not name.startswith(models.TIMM):
-                yield f"{key}[{i}]: {name!r} is no network; {nearest(name, known)}, {models.TIMM}NAME"
+                yield f"{key}[{i}]: {name!r} is not a network; {nearest(name, known)}, {models.TIMM}NAME"
     for name in names_in(content, "teacher_models"):
         if name in names_in(content, "models"):
-            yield f"teacher_models: {name!r} stands under models too; allowed: one of both"
+            yield f"teacher_models: {name!r} is under models too; allowed: one of the two"
 
 
 def weight_faults(content: dict, folder: Path) -> Iterator[str]:
-    """Trained weights from elsewhere that are not there, or of no network of the study."""
+    """Trained weights from elsewhere that are missing, or for a network that the study does not list."""
     listed = [name for key in ("models", "teacher_models") for name in names_in(content, key)]
     weights = content.get("weights")
     for name, given in weights.items() if isinstance(weights, dict) else ():
@@ -317,7 +317,7 @@ def method_of(content: dict, name: str) -> str:
 
 
 def variant_faults(content: dict) -> Iterator[str]:
-    """Variants that are no method's, that nothing lists, or that stand under the wrong list."""
+    """Variants without a method, variants that no list names, and variants in the wrong list."""
     everywhere = [(key, name) for key in LISTS for name in names_in(content, key)]
     variants = content.get("variants")
     declared = [str(name) for name in variants] if isinstance(variants, dict) else []
@@ -325,7 +325,7 @@ def variant_faults(content: dict) -> Iterator[str]:
         if name in methods.names() and method_of(content, name) != name:
             yield f"variants.{name}: the name of another method; allowed: a name that no method has"
         if (method := method_of(content, name)) and method not in methods.names():
-            yield f"variants.{name}.method: {method!r} is no method; {nearest(method, methods.names())}"
+            yield f"variants.{name}.method: {method!r} is not a method; {nearest(method, methods.names())}"
         if name not in [listed for _, listed in everywhere]:
             yield f"variants.{name}: stands in none of {', '.join(LISTS)}; list it there, or take it out"
     for key in LISTS:
@@ -333,7 +333,7 @@ def variant_faults(content: dict) -> Iterator[str]:
             method = method_of(content, name)
             if method not in methods.names():
                 if name not in declared:
-                    yield f"{key}[{i}]: {name!r} is no method; {nearest(name, [*methods.names(), *declared])}"
+                    yield f"{key}[{i}]: {name!r} is not a method; {nearest(name, [*methods.names(), *declared])}"
                 continue
             needs_teacher = "teacher" in methods.about(method)["needs"]
             if needs_teacher and key == "methods":
@@ -343,13 +343,13 @@ def variant_faults(content: dict) -> Iterator[str]:
 
 
 def list_faults(content: dict) -> Iterator[str]:
-    """Variants in two lists, teachers without students, and a teacher or control that is not there."""
+    """Variants in two lists, teachers without students, and a teacher or control that does not exist."""
     listed = names_in(content, "methods")
     everywhere = [(key, name) for key in LISTS for name in names_in(content, key)]
     for i, (key, name) in enumerate(everywhere):
         for other, same in everywhere[:i]:
             if same == name and other != key:
-                yield f"{key}: {name!r} stands under {other} too; allowed: one of both"
+                yield f"{key}: {name!r} is under {other} too; allowed: one of the two"
     if names_in(content, "taught") and content.get("teacher_models") == []:
         yield "teacher_models: [] is not allowed with methods under taught; allowed: one network, their teacher"
     if names_in(content, "teacher_models") and content.get("taught") == []:
@@ -487,7 +487,7 @@ def person_faults(content: dict, dataset: str, entry: DataEntry) -> Iterator[str
     for place, recipe in recipes.items():
         if isinstance(recipe, dict) and recipe.get("label_noise"):
             noise = shown(recipe["label_noise"])
-            yield f"{place}.label_noise: {noise} is not allowed; allowed: 0, for {dataset} has persons, not classes"
+            yield f"{place}.label_noise: {noise} is not allowed; allowed: 0, because {dataset} has persons, not classes"
 
 
 def data_faults(content: dict, folder: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What users are told when something they gave, or something they lack, stops the work."""
+"""Errors that users are told in one line: something that they gave, or that is missing, stops the work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class MissingPackageError(UserError, ImportError):
 
 
 class NonFiniteOutputsError(UserError, RuntimeError):
-    """What a network says of some images is no number; the message says whose, of which split, and how many."""
+    """A network's outputs for some images are not finite; the message says whose, of which split, and how many."""
 
 
 @contextmanager

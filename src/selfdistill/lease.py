@@ -1,6 +1,6 @@
 """A GPU of its own, or a declared share of one, for each run on a machine.
 
-Snakemake's `--resources gpu=N` counts GPUs and assigns none, and shells know nothing of each other.
+Snakemake's `--resources gpu=N` counts GPUs and assigns none, and shells do not know of each other.
 So each run takes a lease before torch is loaded: an operating system's lock on a file that stands for
 one slot of one device.  The lock ends with the process that holds it, however that ends.
 """
@@ -24,16 +24,16 @@ held: list[FileLock] = []  # a lock is released when nothing refers to it any mo
 
 
 class LeaseError(Exception):
-    """No lease can be had, and waiting would not help; the message says what would."""
+    """There is no lease, and waiting would not help; the message says what would."""
 
 
 def acquire(count: int = 1) -> list[str] | None:
     """Lease a slot on each of `count` devices until this process ends; waits while too few are free.
 
     Sets CUDA_VISIBLE_DEVICES to the leased devices, and returns them.  To be called before torch is
-    loaded, which reads it once.  Where there is no device: None, and the environment stays as it is.
-    So too in a process that torchrun started: the devices of its run are leased, or chosen, by whoever
-    started torchrun.
+    loaded, which reads it once.  Without a device: None, and the environment does not change.
+    The same in a process that torchrun started: the devices of its run were leased or chosen before
+    torchrun started.
     """
     devices = {} if "LOCAL_RANK" in os.environ else visible_devices()
     if not devices:
@@ -63,8 +63,8 @@ def acquire(count: int = 1) -> list[str] | None:
 def take(folder: Path, devices: dict[str, str], slots: int, count: int) -> dict[str, FileLock]:
     """One locked slot on each of the `count` devices with the fewest taken slots, or nothing at all.
 
-    One process looks at a time, and none keeps a part of what it needs: two that need several
-    devices can neither wait for each other nor take turns in failing.
+    One process looks at a time, and no process keeps a part of what it needs: two that need several
+    devices cannot block each other.
     """
     with FileLock(folder / "choice.lock", mode=0o666):
         free = {device: free_slots(folder, key, slots) for device, key in devices.items()}
@@ -77,7 +77,7 @@ def take(folder: Path, devices: dict[str, str], slots: int, count: int) -> dict[
 
 
 def free_slots(folder: Path, key: str, slots: int) -> list[FileLock]:
-    """The slots of a device that nobody holds, locked."""
+    """The free slots of a device, locked."""
     locks = []
     for slot in range(slots):
         lock = FileLock(folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', key)}.{slot}.lock", mode=0o666)
@@ -102,7 +102,7 @@ def visible_devices() -> dict[str, str]:
         return installed
     devices = {}
     for device in (part.strip() for part in visible.split(",")):
-        if device in ("", "-1", "NoDevFiles"):  # CUDA ignores what follows the first that is none
+        if device in ("", "-1", "NoDevFiles"):  # CUDA ignores what follows the first invalid one
             break
         numbered = list(installed.values())[int(device) :] if device.isdecimal() else []
         devices[device] = numbered[0] if numbered else device

@@ -23,7 +23,7 @@ class Stage:
     """A resolved stage, with paths from the repository's top; a folder among its dependencies is
     replaced by the outputs of other stages that lie in it.
 
-    address: as DVC names it.  pending: dependencies that a stale stage will make anew; settled: all
+    address: as DVC names it.  pending: dependencies that a stale stage will make again; settled: all
     others.  marker: a file newer than the outputs exactly if the stage is stale, that is, changed or
     downstream of a changed one.  own: a stage of the study itself, not of its data.  trains: a training.  threads,
     resources: as Snakemake counts them, by name (gpu, mem_mb in MB, runtime in minutes).
@@ -44,8 +44,8 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
     """The stages that the study in `folder` needs; the working folder is the repository's top.
 
     The params.yaml is validated first (ConfigError).  With `mark`, results of cells that it no longer
-    lists are removed, the stage `check` is run, which says what every other rests on, and DVC is asked what is
-    stale; without, nothing is stale.
+    lists are removed, the stage `check` is run, which writes what every other stage depends on, and DVC is
+    asked what is stale; without, nothing is stale.
     """
     study = read_study(folder / "params.yaml")
     if folder != Path("."):  # hidden from DVC until it is run, see .dvcignore
@@ -83,7 +83,7 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
 @contextmanager
 def checked(folder: Path, mark: bool) -> Iterator[Repo]:
     """DVC's view of the repository; with `mark` after the study's first stage, `check`, was run if it was stale:
-    what the other stages rest on is then up to date."""
+    what the other stages depend on is then up to date."""
     with Repo(".") as repo:
         (check,) = (s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml" and s.name == "check")
         with repo.lock:

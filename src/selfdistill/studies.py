@@ -22,7 +22,7 @@ from selfdistill.stages.finished import locked_outputs
 
 # C, H, W of what readers of arrays give; readers of image files are told by the catalogue
 SHAPES = {"digits": (1, 8, 8), "idx": (1, 28, 28), "cifar": (3, 32, 32), "cifar10": (3, 32, 32)}
-CLASSES = 1000  # assumed of a data set whose classes are in files that nobody has fetched: ImageNet's
+CLASSES = 1000  # assumed for a data set whose classes are in files that were not fetched: ImageNet's
 
 # FLOP/s that training sustains.  The CPU's is measured: the lowest of docs/performance.md, 8 px and batches of
 # 25 on one thread.  The GPU's is assumed, a tenth of what an H100 or H200 is sold for in bfloat16: no GPU was measured.
@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # no dot: DVC takes one in
 
 
 class StudyError(UserError):
-    """A study that is not there or cannot be made; the message says why and what is allowed."""
+    """A study that does not exist or cannot be made; the message says why and what is allowed."""
 
 
 def folders(root: Path) -> dict[str, Path]:
@@ -52,7 +52,7 @@ def purpose(params: Path) -> str:
 
 
 def listing(root: Path) -> list[dict]:
-    """One row a study; `fault` in place of its parts where params.yaml is not in order."""
+    """One row a study; `fault` in place of its parts where params.yaml is faulty."""
     rows = []
     for name, folder in folders(root).items():
         params = folder / "params.yaml"
@@ -83,7 +83,7 @@ class Size:
 def image_shape(root: Path, name: str, entry: DataEntry) -> tuple[tuple[int, int, int], int | None]:
     """(C, H, W) of a data set's images and its number of classes, None if only its files know.
 
-    Raises StudyError for a reader of arrays that nobody has told the shape of."""
+    Raises StudyError for a reader of arrays whose shape is not known."""
     prepared = root / "data" / "prepared" / name / "training" / "dataset.json"
     if prepared.is_file():
         facts = json.loads(prepared.read_text())
@@ -240,13 +240,13 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     """A data set of the folder `data` of images and a study of it, both called `name`; returns the study's folder.
 
     Appends to data/params.yaml, unless this very entry stands there, and makes studies/NAME.  Raises StudyError,
-    and leaves everything as it was, for a name that is taken or has other signs, and for a folder that
+    and changes nothing, for a name that is taken or has other signs, and for a folder that
     `describe_folder` refuses.
     """
     from selfdistill.data.describe import described
 
     if not NAME.fullmatch(name):
-        raise StudyError(f"{name!r} is no name for a study; allowed: letters, digits, - and _")
+        raise StudyError(f"{name!r} is not a name for a study; allowed: letters, digits, - and _")
     catalogue, target = root / "data" / "params.yaml", root / "studies" / name
     taken = read_catalogue(catalogue).datasets
     if name in folders(root) or target.exists():

@@ -159,7 +159,7 @@ class PilImages(torch.utils.data.Dataset):
 
 
 def bare(task: Task, batches: Callable) -> Loop:
-    """Forward, cross-entropy, backward, torch's fused SGD; nothing is logged, nothing looked at."""
+    """Forward, cross-entropy, backward, torch's fused SGD; nothing is logged or read."""
     network = task.network().train()
     optimiser = torch.optim.SGD(network.parameters(), **settings(task.recipe), fused=True)
     forward = torch.compile(network, dynamic=False) if task.recipe.compile else network

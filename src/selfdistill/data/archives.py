@@ -2,7 +2,7 @@
 
 Nothing is ever unpacked by the names that an archive gives.  Its members are read one by one into places
 that the caller chooses, and an archive is refused as a whole, before any of it is used, where a name
-leaves its folder, a member is a link or a device, stands there twice, or unpacks to more than it may.
+leaves its folder, a member is a link or a device, is there twice, or unpacks to more than it may.
 """
 
 import gzip
@@ -47,7 +47,7 @@ DAMAGED = (
 
 
 class ArchiveError(UserError, ValueError):
-    """An archive that is damaged, or that no honest publisher would make."""
+    """An archive that is damaged or hostile."""
 
 
 def is_archive(name: str) -> bool:
@@ -83,7 +83,7 @@ def members(path: Path, most: int | None = None) -> Iterator[tuple[str, int, IO[
     """(name, bytes, content) of every file of an archive, in its order; read a content before going on.
 
     most: bytes that the whole may unpack to; RATIO times its own size if None.  Raises ArchiveError, at
-    whatever member shows that the archive is not to be used: believe none before the last has passed.
+    the member that shows that the archive must not be used: trust no member before the last has passed.
     """
     most = RATIO * path.stat().st_size + 2**20 if most is None else most
     try:
@@ -99,7 +99,7 @@ def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, IO[bytes]]]:
         content: BinaryIO | gzip.GzipFile = stack.enter_context(open(path, "rb"))
         if path.name.endswith(GZIPPED_TAR):
             content = stack.enter_context(gzip.open(path))
-        stream = cast("IO[bytes]", Bounded(content, most))  # of which tarfile reads, and nothing else
+        stream = cast("IO[bytes]", Bounded(content, most))  # tarfile reads from this, and from nothing else
         tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", tarinfo=Member))
         once = Once()
         for member in tar:
@@ -110,7 +110,7 @@ def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 
 class Member(tarfile.TarInfo):
-    """A header that is refused before tarfile believes what it says of bytes that follow.
+    """A header that is refused before tarfile trusts what it says of the bytes that follow.
 
     Of a file of holes tarfile reads a map as long as that map says, also past the end: the map is not read."""
 
@@ -185,7 +185,7 @@ def zip_index(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]
 
 
 def check(path: Path) -> None:
-    """Refuse an archive that is kept as it is, from its headers; a compressed tar is read to its end."""
+    """Refuse a bad archive that is kept packed, from its headers; a compressed tar is read to its end."""
     if path.name.endswith(ZIP):
         try:
             with zipfile.ZipFile(path) as archive:

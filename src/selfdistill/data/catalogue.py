@@ -12,7 +12,7 @@ from selfdistill.schema import ConfigError, Md5, Name, Sha256, Strict, nearest, 
 
 class Member(Strict):
     """One file inside a published archive, under its path there and in torchvision's layout; bytes and
-    sha256 are None where nobody published them."""
+    sha256 are None where they were not published."""
 
     name: str = Field(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
     bytes: int | None = Field(default=None, gt=0)
@@ -31,7 +31,7 @@ class SourceFile(Strict):
     sha256: None where none is known; `verified` then is false, and the first file that is fetched is
     pinned (`selfdistill.data.fetch`).  verified: whether this project has seen the file with this hash.
     unpacked: the members of a .tar.gz, .tar or .zip that are wanted, or the one content of a .gz; empty for
-    a file that is kept as it is.  in_place: it stays in the mirror, and a note of it is kept.
+    a file that is kept unchanged.  in_place: it stays in the mirror, and a note of it is kept.
     """
 
     name: Name
@@ -130,7 +130,7 @@ def read_catalogue(path: Path) -> Catalogue:
 
 
 def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
-    """Archives of no known form, and files that would take each other's place."""
+    """Archives of an unknown form, and files that would overwrite each other."""
     targets = []
     for i, file in enumerate(files):
         archive = file.name.endswith((".tar.gz", ".tgz", ".tar", ".zip"))
@@ -145,7 +145,7 @@ def unpacked_faults(place: str, files: list[SourceFile]) -> Iterator[str]:
 
 
 def source_faults(place: str, entry: DataEntry) -> Iterator[str]:
-    """Files that nobody could fetch, and hashes that nobody has verified."""
+    """Files that cannot be fetched, and hashes that were not verified."""
     for i, file in enumerate(entry.files):
         if not file.sources and entry.obtain is None:
             yield f"{place}.files[{i}].sources: none; allowed: at least one, or `obtain`: how a user gets the file"

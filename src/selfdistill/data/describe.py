@@ -1,4 +1,4 @@
-"""The catalogue's entry of a folder of images, made from what lies in it."""
+"""The catalogue's entry for a folder of images, made from its content."""
 
 import hashlib
 from pathlib import Path

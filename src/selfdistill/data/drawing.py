@@ -30,7 +30,7 @@ def size_faults(
     """What of a study's `split`, `training_images` and `validation_images` a data set does not allow.
 
     fixed: it has splits of its own, and no pool.  pool, classes: how many images and classes there are; None where
-    nobody has counted them.
+    they were not counted.
     """
     asked = {"training_images": training, "validation_images": validation}
     if fixed:

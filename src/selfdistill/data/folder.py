@@ -4,8 +4,8 @@ The catalogue gives the SHA-256 of a list of all its files, each with its bytes 
 is what `fetch` makes and verifies; the images stay where they are, and each is compared with the list when
 it is read.  Everything goes by the names' order, nothing by the file system's.  Names that begin with a dot
 are left out, and so are files that systems put into every folder (`SYSTEM`), and files outside the classes' folders.
-What is no file that could be read, as a link to nothing, to a folder, or to a place outside, is listed as such, and is
-no image.
+What cannot be read as a file, such as a link to nothing, to a folder, or to a place outside, is listed as such, and is
+not an image.
 """
 
 import csv
@@ -93,7 +93,7 @@ def list_of(folder: Path) -> bytes:
 
 
 def left_out(name: str) -> bool:
-    """Whether a file or folder is nothing that a user put there."""
+    """Whether a file or folder was not put there by the user."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 

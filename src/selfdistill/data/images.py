@@ -25,7 +25,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from selfdistill.errors import UserError
 
-# What Pillow decodes by itself; others start programs (EPS: Ghostscript) or are no photographs.
+# What Pillow decodes by itself; others start programs (EPS: Ghostscript) or are not photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if features.check("avif") else []))
 try:  # Apple's HEIC, whose codec has a licence of its own
     import pillow_heif
@@ -54,12 +54,12 @@ CONTAINER = 2**16 - 1  # the largest value that 16 bits can hold
 
 
 class UnusableImageError(UserError, ValueError):
-    """Bytes that are no image, or not a whole one; the message says why."""
+    """Bytes that are not an image, or not a whole one; the message says why."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """One split as it is published: names in its order, labels int64 N, and the bytes of image 0 to N - 1.
+    """One split as published: names in its order, labels int64 N, and the bytes of image 0 to N - 1.
 
     `read` may raise UnusableImageError, and is called from several threads.
     cameras: int64 N, of a split of persons to be found again; its labels are identities, DISTRACTOR and JUNK
@@ -106,7 +106,7 @@ def upright(content: bytes, white: int | None = None) -> Image.Image:
 
 @contextmanager
 def decoding(content: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises for damaged bytes into UnusableImageError."""
+    """Turn anything that a decoder raises for damaged bytes into UnusableImageError."""
     if not content:
         raise UnusableImageError("an empty file")
     try:
@@ -222,7 +222,7 @@ def each(files: ImageFiles, action: Callable[[bytes, int | None], Any], white: W
     """(number, `action` of the image's bytes and white's value, or the UnusableImageError) of every image; on all
     cores, few at a time.
 
-    In order, but for images of 16 bits: as long as white has no value they wait for the largest of theirs, and
+    In order, except images of 16 bits: as long as white has no value they wait for their largest value, and
     come last.
     """
 

@@ -12,7 +12,7 @@ MIRROR = "SELFDISTILL_MIRROR"
 
 
 class FetchError(UserError):
-    """A file cannot be had, or is not the published one; the message says what to do."""
+    """A file cannot be obtained, or is not the published one; the message says what to do."""
 
 
 def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
@@ -27,7 +27,7 @@ def in_mirror(name: str, relative: str, size: int | None = None) -> Path | None:
     for path in (folder / relative, folder / name / relative):
         if path.is_file():
             return path
-        if os.path.lexists(path):  # a pipe, read, would wait for ever
+        if os.path.lexists(path):  # reading a pipe would wait for ever
             kind = "a folder" if path.is_dir() else "no file that can be read"
             raise FetchError(f"{path}: {kind}; put the published file {Path(relative).name} itself there")
     for tail in tails(relative):

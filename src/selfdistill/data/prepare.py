@@ -3,7 +3,7 @@
 Where the publisher gives a test split, it is kept whole; otherwise it is drawn, stratified by class.  What is
 left is one pool, from which each seed of a study draws (`selfdistill.data.prepared.open_splits`), or, where the
 catalogue gives their sizes, fixed splits.  The indices of every image are kept in its file.  Splits of persons to
-be found again (query, gallery) are test, and kept but for junk.
+be found again (query, gallery) are test, and kept without junk.
 
 A reader is a module of this package with `read(raw)` -> {"train", "test"} or {"all"}, each (images uint8
 N x C x H x W, labels int64 N), or with `image_files(raw, entry)` -> the same of

@@ -46,7 +46,7 @@ def reading(place: Path | str) -> Iterator[None]:
 def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images, uint8 N x C x H x W, and their labels, int64 N from 0; DataError for anything else.
 
-    labels: an array or a list.  Numbers with a fraction are refused, not cut: they are no classes.
+    labels: an array or a list.  Numbers with a fraction are refused, not cut: they are not classes.
     """
     images, given = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4:

@@ -77,7 +77,7 @@ class Pixels:
 def split(published: "Mapping[str, Labelled]", sizes: "SplitSizes") -> dict[str, tuple[str, np.ndarray]]:
     """{"pool" | "train" | "validation" | "test": (published split, rows int64, rising)} from {"train", "test"},
     {"all"}, or {"train", "validation", "test"}, where all of train and validation must be asked for.  What is published
-    beside train and validation is test, under its own name and whole, but for junk.
+    beside train and validation is test, under its own name and whole, without junk.
 
     DataError: sizes that these images do not have, or that do not fit what is published.
     """

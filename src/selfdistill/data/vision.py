@@ -1,7 +1,7 @@
 """torchvision, also where its compiled part cannot load.
 
 The registry's torchvision is built for CUDA.  Beside a CPU-only torch its library does not load, and
-`import torchvision` then dies of two operators that nobody has declared.  Declared without a body they
+`import torchvision` then fails at two operators that are not declared.  Declared without a body they
 let the import pass: transforms, models and data sets work, and the operators themselves
 (non-maximum suppression) raise their own clear error.
 """

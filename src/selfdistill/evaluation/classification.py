@@ -50,7 +50,7 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     accuracy: share right; nll: mean negative log-likelihood in nats; ece: expected calibration
     error with 15 equal bins of confidence (Guo et al. 2017, equation 3), as a share.
-    Raises UserError for no images, and for a single class, of which every network is right.
+    Raises UserError for no images, and for a single class, where every network is right.
     """
     images, classes = logits.shape
     if images == 0 or classes < 2:

@@ -1,4 +1,4 @@
-"""What a network says of an image must be numbers: argmax would call an image of NaN one of class 0."""
+"""Outputs must be finite: argmax would put an image with outputs of NaN into class 0."""
 
 from torch import Tensor
 

@@ -33,7 +33,7 @@ ROUNDING = 1e-12
 
 
 class RetrievalError(UserError, ValueError):
-    """Features, distances or labels that no ranking can be made of; the message says which and what is allowed."""
+    """Features, distances or labels that cannot be ranked; the message says which and what is allowed."""
 
 
 # ---- the test of a study ----
@@ -97,7 +97,7 @@ class PersonTest:
         return {"exits": [*map(self.metrics, shallow), self.metrics(deepest, self.re_ranking)], **several}
 
     def together(self, features: Tensor) -> dict[str, float]:
-        """Of several exits or networks, so many x N x D."""
+        """Of several exits or networks, their number x N x D."""
         return self.metrics(features.transpose(0, 1).flatten(1))
 
 

@@ -24,7 +24,7 @@ HEAD = ("title", "name", "paper", "group", "cost", "hyper")
 
 
 class MethodError(UserError, ValueError):
-    """There is no such method, or its file and its card do not fit each other."""
+    """The method does not exist, or its file and its card do not fit each other."""
 
 
 @cache
@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 
 def file(name: str) -> Path:
-    """What a training with this method executes."""
+    """The file that a training with this method executes."""
     return FOLDER / f"{name}.py"
 
 

@@ -22,7 +22,7 @@ ABOUT = {
 
 
 def propagated(features: Tensor, logits: Tensor, *, temperature: float, omega: float) -> Tensor:
-    """(1 - omega) (I - omega A)^-1 softmax(z/T), B x K, exact but for the rounding of the dtype of `logits`.
+    """(1 - omega) (I - omega A)^-1 softmax(z/T), B x K, exact except for rounding to the dtype of `logits`.
 
     features: B x D; logits: B x K.  A, B x B: the softmax of each row's cosine similarities to the others,
     its own left out.

@@ -79,8 +79,8 @@ def byot_journal_terms(
         CE(q_C, y) + sum_i (1 - alpha) CE(q_i, y) + alpha SCE(q_i, q_C) + lambda sum_{i < C - 1} |A_i - F_C|
 
     SCE is the soft cross-entropy at T.  adapted: the features N x D of the exits behind their linear
-    adaptation layers, shallow to deep, of which those of i < C - 1 count: the code leaves the deepest
-    shallow exit out, though its comment speaks of the shallowest.  deepest_feature: N x D.  |.| is the l2
+    adaptation layers, shallow to deep; only those of i < C - 1 count: the code leaves out the deepest
+    shallow exit, though its comment speaks of the shallowest.  deepest_feature: N x D.  |.| is the l2
     norm of the whole batch's difference, neither squared nor averaged: it grows with the root of N.
     """
     *shallow, deepest = logits

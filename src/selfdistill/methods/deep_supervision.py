@@ -1,6 +1,6 @@
 """Deep supervision: a label loss at every exit, nothing distilled (Lee et al. 2015).
 
-The control of every method with exits: what it gains over this is distillation's share.
+The control of every method with exits: what such a method gains over this is due to distillation.
 """
 
 import torch.nn.functional as F

@@ -33,7 +33,7 @@ def dlb_terms(
 ) -> dict[str, Tensor]:
     """CE over both batches + alpha T^2 KL(softmax(before/T) || softmax(again/T)).
 
-    logits: N x K, of this batch; again: M x K, of the last batch's images, augmented anew; before: M x K,
+    logits: N x K, of this batch; again: M x K, of the last batch's images, augmented again; before: M x K,
     what the network said of them one step ago, detached.  Where several processes share the batches,
     `batch_sum` sums over all of them and `sizes` are both batches' whole sizes.
     """

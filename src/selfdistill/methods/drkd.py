@@ -25,7 +25,7 @@ ABOUT = {
 def rectify(logits: Tensor, targets: Tensor) -> Tensor:
     """Exchange each row's largest logit with the label's; all others stay (section 3 of the paper).
 
-    A row whose label already is the largest stays as it is; of equal largest ones the first counts.
+    A row whose label already is the largest does not change; of equal largest ones the first counts.
     logits: N x K; targets: N; returns a new N x K tensor, through which gradients flow to where each
     value came from: the public code writes into its argument, this does not.
     """

@@ -27,8 +27,8 @@ ABOUT = {
 def descriptors(features: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """N x C x H x W as N x P x `channels`: one local descriptor for each of the P positions of `size`.
 
-    Positions and channels are averaged in groups (many-to-one); where the numbers are no multiples of each
-    other the groups overlap, as torch's adaptive pooling has it.
+    Positions and channels are averaged in groups (many-to-one); where the numbers are not multiples of
+    each other the groups overlap, as in torch's adaptive pooling.
     """
     positions = average_pool(features, size).flatten(2).transpose(1, 2)
     return average_pool(positions, (positions.shape[1], channels))

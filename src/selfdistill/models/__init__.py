@@ -33,7 +33,7 @@ class NetworkError(UserError, ValueError):
 
 def names(own: Sequence[Path] = ()) -> list[str]:
     """Every network's name, family by family; those of timm are not listed.  NetworkError: a file of `own` that is
-    no family, or a name that stands in two files."""
+    not a family, or a name that is in two files."""
     found: dict[str, Path] = {}
     for path in families(own):
         for name in entries(path) or ():
@@ -54,7 +54,7 @@ def families(own: Sequence[Path] = ()) -> list[Path]:
 
 @cache
 def entries(path: Path) -> dict[str, dict] | None:
-    """The literal `NETWORKS` of a file, or None where it has none.  NetworkError: no Python, or no literal."""
+    """The literal `NETWORKS` of a file, or None where it has none.  NetworkError: not Python, or not a literal."""
     if not path.is_file():
         raise NetworkError(f"{path}: no such file; allowed: a file as docs/networks.md shows it")
     try:
@@ -92,7 +92,7 @@ def listing(statement: ast.Assign | ast.AnnAssign, path: Path) -> dict[str, dict
 
 
 def family_file(name: str, own: Sequence[Path] = ()) -> Path | None:
-    """The file of a network's family; None for one of timm.  NetworkError: nobody has it."""
+    """The file of a network's family; None for one of timm.  NetworkError: there is no such network."""
     if name.startswith(TIMM):
         return None
     for path in families(own):
@@ -102,8 +102,8 @@ def family_file(name: str, own: Sequence[Path] = ()) -> Path | None:
 
 
 def arguments(name: str, own: Sequence[Path] = ()) -> dict:
-    """What stands beside a network's name: its class, and the arguments that make it this network; of one of timm
-    nothing."""
+    """What is listed beside a network's name: its class, and the arguments that make it this network; nothing for one
+    of timm."""
     file = family_file(name, own)
     return {} if file is None else dict((entries(file) or {})[name])
 

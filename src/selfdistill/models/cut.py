@@ -64,8 +64,8 @@ def cut(
 
 
 class CutNetwork(SectionedNetwork):
-    """The backbone runs as it is, and hooks look at what passes; so its own weights are trained, and what
-    it does between its last section and its classifier stays its own affair.
+    """The backbone runs unchanged, and hooks read what passes; so its own weights are trained, and it may do
+    anything between its last section and its classifier.
 
     For a shallow exit the same forward pass runs with everything behind the section left out: see `behind`.
     """
@@ -201,7 +201,7 @@ def behind(calls: list[Call], section: str) -> dict[str, Call]:
     """The outermost modules that only start when the section has ended, by name; each with a call of it.
 
     Left out are modules that have run before as well (a ReLU that several layers share), those whose calls differ
-    in shape, and those that do not make one tensor of another; what these contain is judged by itself.
+    in shape, and those that do not make one tensor of another; what these contain is judged separately.
     """
     end = next(call.ended for call in calls if call.name == section)
     before = {call.name for call in calls if call.started < end}
@@ -221,7 +221,7 @@ def behind(calls: list[Call], section: str) -> dict[str, Call]:
 def without(backbone: nn.Module, calls: dict[str, Call]) -> nn.Module:
     """The backbone with these modules replaced by ones that hold no weights and give zeros of the same shape.
 
-    All others are the backbone's own, not copies, but for those that contain a replaced one.
+    All others are the backbone's own, not copies, except those that contain a replaced one.
     """
     new = {"": shallow_copy(backbone)}
     for name, call in calls.items():
@@ -242,7 +242,7 @@ def shallow_copy(module: nn.Module) -> nn.Module:
 
 
 def zeros_for(module: nn.Module, call: Call) -> nn.Module:
-    """A copy of a module, so that whoever asks for its class or settings finds them, which only makes zeros."""
+    """A copy of a module that only makes zeros; code that asks for its class or settings still finds them."""
     new = copy.copy(module)
     new.__dict__.update(nn.Module().__dict__)  # no weights, no modules, no hooks
     new.training = module.training

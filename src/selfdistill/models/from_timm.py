@@ -1,6 +1,6 @@
 """Networks of the timm library, by its names: a backbone cut into the stages that it names.
 
-timm lists in `feature_info` which modules' outputs are of use as feature maps.  Of those the last four are the
+timm lists in `feature_info` which modules' outputs are useful as feature maps.  The last four of those are the
 sections; where all are of one size, as a ViT's blocks are, four at equal distances.  No weights are downloaded.
 Imported only when such a network is built: timm takes some seconds.
 """
@@ -16,7 +16,7 @@ from selfdistill.models import NetworkError
 from selfdistill.models.cut import AsMap, CutNetwork, cut
 from selfdistill.models.sections import seeded
 
-SECTIONS = 4  # at most, as BYOT has; deep networks name five, the first of which is hardly more than the stem
+SECTIONS = 4  # at most, as BYOT has; deep networks name five, and the first is hardly more than the stem
 EXIT_WIDTH = 128
 
 

@@ -1,4 +1,4 @@
-"""What several of the networks are made of."""
+"""Parts that several networks share."""
 
 from typing import Literal
 

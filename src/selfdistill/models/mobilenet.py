@@ -15,8 +15,8 @@ NETWORKS = {
 
 convolution = partial(layers.convolution, bias=True, activation=nn.ReLU6)
 
-# of each stage: expansion, channels, blocks, the first one's stride (table 2 of the paper, but that the
-# stage of 160 channels has none, nor the stem)
+# of each stage: expansion, channels, blocks, the first one's stride (table 2 of the paper, except that
+# the stage of 160 channels has none, and neither has the stem)
 SECTIONS = (
     ((1, 16, 1, 1), (6, 24, 2, 2)),
     ((6, 32, 3, 2),),

@@ -89,7 +89,7 @@ class PreActResNet(nn.Module):
 
     widths, blocks, strides: of each section, the channels of its map, its blocks, its first block's stride.
     last_activation: batch normalisation and ReLU after the last block; without, they follow the stem.
-    The maps of all sections but such a last one are sums that no ReLU has passed.
+    Except after such a last block, a section's map is a sum that no ReLU has passed.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ Shape = tuple[int, int, int]  # of an image: C, H, W
 
 
 class Floats(Sequence[Tensor]):
-    """Tensors, those in half precision as float32; each is cast when it is first read, and never if nobody reads it.
+    """Tensors, those in half precision as float32; each is cast when it is first read.
 
     A method reads few of a network's maps: casting all of a ResNet-18's, batches of 128, moves 190 MB a step.
     """
@@ -139,7 +139,7 @@ class SectionedNetwork(nn.Module):
         return [m.shape for m in maps], feature.shape[1]
 
     def check(self, classes: int) -> None:
-        """Try a black image; the backbone is somebody else's.  Raises ValueError for outputs that are none of ours."""
+        """Try a black image, because the backbone is not ours.  Raises ValueError for outputs that do not fit."""
         with evaluating(self):
             x = self.backbone.stem(torch.zeros(1, *self.input_shape, device=next(self.parameters()).device))
             for i, section in enumerate(self.backbone.sections):
@@ -232,7 +232,7 @@ def lacking(backbone: object) -> str | None:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode and without gradients inside; every module is left in the mode in which it was."""
+    """In evaluation mode and without gradients inside; afterwards every module is in its former mode."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -245,7 +245,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Initialise inside from this seed, and leave the global generator as it was."""
+    """Initialise inside from this seed; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

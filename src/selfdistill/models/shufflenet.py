@@ -28,7 +28,7 @@ LAST = 1024
 class ShuffleUnit(nn.Module):
     """Two branches of half the outputs each, shuffled.
 
-    With stride 2 both see the whole input; else one half of the channels passes as it is.
+    With stride 2 both see the whole input; otherwise one half of the channels passes unchanged.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

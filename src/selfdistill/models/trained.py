@@ -50,7 +50,7 @@ def load_network(folder: Path, device: str = "cpu", weights: str = "weights") ->
 
 
 def read_run(folder: Path) -> dict:
-    """What a run's run.json says.  Raises WeightsError for a folder that is none of a run."""
+    """What a run's run.json says.  Raises WeightsError for a folder that is not a run's."""
     path = folder / "run.json"
     try:
         record = json.loads(regular(path).read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def positive(value: object) -> bool:
 
 
 def regular(path: Path) -> Path:
-    """The path, if it is no pipe or device, which might be read without end."""
+    """The path, if it is not a pipe or device, which might be read without end."""
     if path.exists() and not path.is_file():
         raise WeightsError(f"{path}: no regular file")
     return path
@@ -130,7 +130,7 @@ def load_weights(network: SectionedNetwork, content: bytes, path: Path, fresh: S
     """Give a network the weights of a safetensors file.
 
     fresh: names of tensors that keep what they are where the file's differ from them in the number of rows, the
-    classes; returns those that did.  Raises WeightsError for bytes that are no safetensors, other names, shapes or
+    classes; returns those that did.  Raises WeightsError for bytes that are not safetensors, other names, shapes or
     kinds of numbers, and numbers that are not finite.
     """
     try:

@@ -19,7 +19,7 @@ class VGG(nn.Module):
     """Sections of stages, each some 3x3 convolutions and max-pooling; a linear classifier.
 
     sections: a tuple of stages a section, each stage its width and how many convolutions it has.
-    Pooling rounds sizes up, so that images need not have 32 pixels to pass five of them.
+    Pooling rounds sizes up, so that images smaller than 32 pixels pass five of them.
     """
 
     def __init__(self, *, channels: int, classes: int, sections: tuple[tuple[tuple[int, int], ...], ...]) -> None:

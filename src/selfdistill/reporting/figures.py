@@ -20,8 +20,8 @@ from selfdistill.reporting.measure import measure_of
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
 COLOURS = [colour for colour in sns.color_palette("colorblind", 10) if len(set(colour)) > 1]  # no second grey
-MANY = 10  # methods; of more, lines and points in one panel are not told apart
-# without what names a date or a version, so that the same picture is the same file
+MANY = 10  # methods; with more, lines and points in one panel look the same
+# without dates and versions, so that the same picture is the same file
 METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 
 
@@ -57,7 +57,7 @@ def draw_figures(results: Path) -> None:
 def colours_of(accuracy: pd.DataFrame) -> dict[str, tuple]:
     """One colour a variant, the same in every figure; the control is grey.
 
-    Of more than ten methods those of one group differ among themselves; the eleventh of a group has the first colour.
+    With more than ten methods those of one group have different colours; the eleventh of a group has the first colour.
     """
     controls = set(accuracy[accuracy.verdict == "control"].variant)
     others = accuracy[~accuracy.variant.isin(controls)].drop_duplicates("variant")

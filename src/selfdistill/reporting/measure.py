@@ -1,4 +1,4 @@
-"""What the test of a study measures: the number that stands for a run, what stands beside it, in what words.
+"""What the test of a study measures: the main number of a run, the numbers beside it, and their names.
 
 No study says it: where classes were told the metrics of a record hold an accuracy, where persons were to be
 found again a rank-1, and the tables made of them have columns of these names.

@@ -1,4 +1,4 @@
-"""Statements about a few seeds: intervals, paired differences, verdicts."""
+"""Statistics of a few seeds: intervals, paired differences, verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def paired_p(differences: Sequence[float]) -> float:
     """Two-sided p of a paired t-test that the mean difference is zero; NaN below two pairs.
 
     Equal differences, which a small test set gives easily because accuracies go in steps of an image, have no
-    spread to hold the mean against: t would be infinite.  Of them only the signs are used: p = 2 / 2^n.
+    spread to compare the mean with: t would be infinite.  Only their signs are used: p = 2 / 2^n.
     """
     if len(differences) < 2:
         return math.nan
@@ -48,7 +48,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: float, adjusted_p: float) -> str:
-    """What the seeds allow to say of a method against its control, at 5 % over all comparisons."""
+    """What the seeds show about a method and its control, at 5 % over all comparisons."""
     if math.isnan(adjusted_p):
         return "too few seeds"
     if adjusted_p > 1 - LEVEL:

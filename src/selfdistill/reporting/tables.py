@@ -64,7 +64,7 @@ def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
 
 
 def named(record: dict) -> dict[str, str]:
-    """The columns that say whose a row is."""
+    """The columns that identify a row."""
     return {key: record[key] for key in ("variant", "method", "title")}
 
 
@@ -130,8 +130,8 @@ def comparisons(accuracies: dict[str, dict[int, float]], control: str) -> dict[s
 
 
 def imported_machine(record: dict) -> str:
-    """What computed an imported run; of a run of this checkout no table names the machine, which is
-    no input of its stage and would change tables in which nothing else changes."""
+    """What computed an imported run.  No table names the machine of a run of this checkout: it is not an
+    input of the stage and would change tables in which nothing else changes."""
     return machine(record) if record.get("imported") else "local"
 
 
@@ -199,7 +199,7 @@ def tests_on(record: dict, images: str, selection: str) -> list[dict]:
 
 def robustness_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
     """One row a model, data set of other images and variant: accuracy on its own test split, and on the other
-    images the mean over their sets and severities but for HELD_BACK, compared with the control as in
+    images the mean over their sets and severities except HELD_BACK, compared with the control as in
     `accuracy_table`; and the calibration error there."""
     rows = []
     for model, same in groupby(by_variant(records), key=lambda g: g[0]):
@@ -226,7 +226,7 @@ def robustness_table(records: list[dict], selection: str, control: str) -> pd.Da
 
 
 def mean_of_sets(tests: list[dict]) -> dict[str, float]:
-    """Accuracy and calibration error of the deepest exit, over the sets that count, all severities alike."""
+    """Accuracy and calibration error of the deepest exit, over the sets that count; all severities weigh the same."""
     counted = [test["exits"][-1] for test in tests if test["set"] not in HELD_BACK]
     return {key: sum(m[key] for m in counted) / len(counted) for key in ("accuracy", "ece")}
 

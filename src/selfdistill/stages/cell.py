@@ -87,7 +87,7 @@ def train_cell(
 
 
 def given_network(cell: Cell) -> engine.Trained:
-    """A network whose weights were given, as it is: of a history of one row, epoch 0, and without any cost."""
+    """A network whose weights were given, unchanged: with a history of one row, epoch 0, and without any cost."""
     network = cell.build(0).to(cell.training.labels.device)
     accuracy = engine.accuracy_of(network, cell.dataset, cell.validation)
     row = {"epoch": 0, "phase": 0, "learning_rate": 0.0, "training_accuracy": 0.0, "validation_accuracy": accuracy}

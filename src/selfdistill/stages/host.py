@@ -29,7 +29,7 @@ def begin() -> None:
 
 
 def peak_memory_mb() -> tuple[int, str]:
-    """The peak of the resident set, and of what: this run alone, or, where that is not known, its process."""
+    """The peak of the resident set, and whose it is: this run's alone, or, where that is not known, its process's."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024

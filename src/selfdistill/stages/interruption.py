@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Interruption:
-    """While it is entered, the first SIGTERM or SIGINT is noted in `received`; a second one acts as ever,
+    """While it is entered, the first SIGTERM or SIGINT is noted in `received`; a second one acts as usual,
     except under torchrun, which passes on what the whole group of processes has received already.
 
     Outside the main thread, where Python handles no signals, it does nothing.

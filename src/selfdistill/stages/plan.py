@@ -1,4 +1,4 @@
-"""What every stage of a study rests on, besides the data: written by `check`, watched by DVC.
+"""What every stage of a study depends on, besides the data: written by `check`, watched by DVC.
 
 `results/plan` has one small file for each training (model and variant), each network's evaluation, and each stage that
 reports: parameters, and one hash over the code that can change the result (`selfdistill.closure`).  The stages
@@ -20,13 +20,13 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 TRAINING = ("stages/cell.py", "training/determinism.py")
 EVALUATION = ("stages/evaluate.py", "training/determinism.py")
 REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
-# A schema of parameters, a place on the disk and the names that the package offers are no part of a result; whatever
-# they say that is one stands in the plan itself.
+# A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
+# of them that is part of one is in the plan itself.
 NO_RESULT = ("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
 
 
 def training_plan(study: "Study", model: str, variant: str) -> dict:
-    """All that a training of this network depends on but for data, teacher's weights and seed; the working folder is
+    """All that a training of this network depends on, except data, teacher's weights and seed; the working folder is
     the study's."""
     resolved = study.variant(variant)
     teacher, teacher_model = study.teacher_of(variant)
@@ -50,7 +50,7 @@ def training_plan(study: "Study", model: str, variant: str) -> dict:
 
 
 def evaluation_plan(study: "Study", model: str) -> dict:
-    """What predicting with a network depends on but for its weights and the images."""
+    """What predicting with a network depends on, except its weights and the images."""
     recipe = study.recipe
     numerics = {key: getattr(recipe, key) for key in ("device", "threads", "determinism")}
     return {
@@ -62,7 +62,7 @@ def evaluation_plan(study: "Study", model: str) -> dict:
 
 
 def report_plan(study: "Study", stage: str) -> dict:
-    """What a stage that reports depends on but for records and figures: its code, and the prose of the methods."""
+    """What a stage that reports depends on, except records and figures: its code, and the prose of the methods."""
     used = dict.fromkeys(study.variant(name).method for name in study.all_variants)
     titles = {name: study.variant(name).title for name in study.all_variants}
     cards = {name: sha256_of(methods.FOLDER / f"{name}.md") for name in used}
@@ -86,7 +86,7 @@ def code_of(*roots: str | Path) -> str:
 
 
 def write_plan(params: Path) -> "Study":
-    """Check the study in the working folder, and write results/plan; files of what it lists no more are removed.
+    """Check the study in the working folder, and write results/plan; files of what it no longer lists are removed.
 
     Raises ConfigError before anything is written.
     """

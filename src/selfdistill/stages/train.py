@@ -1,7 +1,7 @@
 """A block of runs of a study, from its parameters to the files in its folder.
 
 `run.json` and `history.csv` hold what must come out the same again, bit for bit.  What depends on
-the machine and the day (hardware, versions, seconds) goes to `results/hosts`, which is no output of
+the machine and the day (hardware, versions, seconds) goes to `results/hosts`, which is not an output of
 the stage and is never hashed.
 """
 
@@ -140,7 +140,7 @@ def train_seed(
 
 
 def is_run(files: finished.Files, key: str) -> bool:
-    """Whether these files are the whole run of this key, each as it was written."""
+    """Whether these files are the whole run of this key, each unchanged since it was written."""
     try:
         record = json.loads(files["run.json"].read_bytes())
         hashes = {f"{name}.safetensors": sha256 for name, sha256 in weight_hashes(record).items()}

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device where they lie.
 
 Nothing here draws: what is random comes in as tensors of the batch's rows (see plan.py), so that
-an image is augmented alike in whatever process, batch or run it is asked for again.
+an image is augmented in the same way in every process, batch or run.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: what a killed run goes on from.
+"""Checkpoints: where a killed run continues.
 
 They lie outside the stage's declared outputs, which DVC and Snakemake delete before a run, in a folder
 named by the hash of everything that the run depends on: changed inputs never resume an old run.

@@ -1,4 +1,4 @@
-"""Cost in operations, which does not depend on the machine.
+"""Cost in operations, which is the same on every machine.
 
 Convolutions and linear layers are counted, 2 FLOPs a multiply-add, as torch.utils.flop_counter does
 (a test holds the two equal); that counter imports torch._dynamo, 2 s in every run of a study.

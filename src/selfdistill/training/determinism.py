@@ -33,7 +33,7 @@ PORTABLE = {
 
 
 class DeterminismError(UserError):
-    """A level that cannot be had in this process any more; the message says why and what to do."""
+    """A level that this process can no longer have; the message says why and what to do."""
 
 
 def prepare_environment(level: str, threads: int) -> None:
@@ -95,7 +95,7 @@ def apply(recipe: Any) -> str:
 def misfit(level: str) -> str | None:
     """Why a level does not hold in this process, if so: torch's libraries read some variables once.
 
-    They do so when torch is loaded, or at the first convolution: a variable that is set later is without effect.  So
+    They do so when torch is loaded, or at the first convolution: a variable that is set later has no effect.  So
     the environment is compared with what it was when this module was first loaded with torch, or before it.
     """
     if PREPARED and PREPARED[-1] == "portable" != level:

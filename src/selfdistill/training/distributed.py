@@ -1,7 +1,7 @@
 """Several processes that train one network: each takes its rows of every batch.
 
 The batch stays what the recipe says, and gradients, batch statistics, losses and accuracies are those
-of the whole batch; so the result depends on the number of processes by rounding alone.
+of the whole batch; so the number of processes changes the result by rounding only.
 """
 
 import os
@@ -32,7 +32,7 @@ class World:
         return slice(start + count * self.rank // self.size, start + count * (self.rank + 1) // self.size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes; `values` stays as it is."""
+        """The sum over all processes; `values` is not changed."""
         if self.size == 1:
             return values
         total = values.clone()

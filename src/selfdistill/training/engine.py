@@ -56,7 +56,7 @@ class NonFiniteLossError(UserError, RuntimeError):
 
 
 class NonFiniteWeightsError(UserError, RuntimeError):
-    """A trained network holds weights that are no numbers; the message says which."""
+    """A trained network holds weights that are NaN or infinite; the message says which."""
 
 
 @dataclass
@@ -408,7 +408,7 @@ class Run:
         )
         if self.epoch in recipe.keep_epochs:
             self.kept[self.epoch] = {k: v.clone() for k, v in self.network.state_dict().items()}
-        # A network that a later phase throws away is no candidate.
+        # A network that a later phase throws away is not a candidate.
         if number == len(self.phases) and accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
             self.best_state = {k: v.clone() for k, v in self.network.state_dict().items()}
@@ -606,7 +606,7 @@ def stop_if_not_finite(table: Tensor, names: list[str], epoch: int) -> None:
 
 
 def stop_if_weights_are_not_finite(state: dict[str, Tensor], whose: str) -> None:
-    """What no validation image touches may be no number all the same: a map that no output rests on, a member."""
+    """Weights that no validation image uses may still be NaN or infinite: a map that no output depends on, a member."""
     lost = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if lost:
         raise NonFiniteWeightsError(
@@ -635,7 +635,7 @@ def accuracy_of(
 ) -> float:
     """Share of the validation split that the deepest exit gets right; several processes share the images out.
 
-    Raises NonFiniteOutputsError, with `whose` outputs they are, where an exit's outputs for an image are no numbers:
+    Raises NonFiniteOutputsError, with `whose` outputs they are, where an exit's outputs for an image are not finite:
     argmax would call such an image one of class 0.
     """
     mine = world.share(0, len(split.labels))

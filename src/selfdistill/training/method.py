@@ -61,13 +61,13 @@ class Step:
     past: N x K logits that the deepest exit gave to these images one epoch ago, None in the first
         epoch of a phase; need "memory".
     last, last_targets, last_logits: the student's outputs on the images of the batch before, augmented
-        anew, with gradient, their labels, and the logits that the deepest exit gave them one step ago;
+        again, with gradient, their labels, and the logits that the deepest exit gave them one step ago;
         None in the first step of an epoch; need "last_batch".
     batch_size, last_batch_size: images of both batches, over all processes.
     partner_targets, share: the label that was mixed in, int64 N, and the share of the image's own
         label, N; need "partners".
     batch_mean, batch_sum: N x ... to its mean or sum over the images of the batch, with gradient.  A term
-        that is no mean over images itself needs them where several processes share a batch;
+        that is not a mean over images needs them where several processes share a batch;
         `tensor.mean(dim=0)` is this process's mean.
     whole_batch: N x ... to the rows of all processes, without gradient, and where this one's rows are.
     statistics: whatever the method wants logged beside its loss terms, by name.
@@ -110,7 +110,7 @@ class Step:
 
 
 def in_single_precision(name: str, outputs: Outputs) -> Outputs:
-    """What a step holds as `name`, half precisions as float32.  StepError: it is no Outputs."""
+    """What a step holds as `name`, half precisions as float32.  StepError: it is not an Outputs."""
     if not isinstance(outputs, Outputs):
         found = "tensor" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise StepError(

@@ -3,8 +3,8 @@
 A plan is a few tables with one row for each image, in the order in which the images come.  It depends
 on the run's seed and the epoch's number alone: not on the number of processes or on what happened
 before.  So a resumed run draws its epoch again and goes on in the middle, each of several processes
-takes its rows of every batch, and two methods of one seed see the same images, augmented alike, in
-the same order.
+takes its rows of every batch, and two methods of one seed see the same images, augmented in the same
+way and in the same order.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """RandAugment and AutoAugment: operations on whole uint8 batches, computed by torchvision.
 
 What is random comes from the epoch's plan, as a code for each image and operation (see `Operation`), so that an image
-is augmented alike in whatever process, batch or run it is asked for again.  The images of a batch that share a code
+is augmented in the same way in every process, batch or run.  The images of a batch that share a code
 are computed together.  docs/performance.md says how fast that is.
 """
 

@@ -1,8 +1,8 @@
-"""What is told while a training runs."""
+"""What a training reports while it runs."""
 
 
 class Progress:
-    """Gets word from the loop, in the first process alone; this one passes nothing on."""
+    """Is told by the loop, in the first process only; this class does nothing with it."""
 
     def resumed(self, epoch: int, epochs: int, step: int) -> None:
         """The training goes on from a checkpoint: epochs that are over, of how many, and steps of the next one."""

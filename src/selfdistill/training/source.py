@@ -62,7 +62,7 @@ def batches(
     augmentation.
 
     late: streams that are served one batch late, with the rows of the batch before.  before: the rows of the batch
-    before the first that is wanted, None if there is none.
+    before the first wanted one, None if there is none.
     """
     earlier = [before, *wanted][: len(wanted)]
     due = {name: earlier if name in late else wanted for name in plan}

@@ -1,4 +1,4 @@
-"""What a compiled network need not say: outputs that no loss rests on."""
+"""Cuts outputs that no loss depends on off from the backward pass of a compiled network."""
 
 from collections.abc import Callable, Collection
 from itertools import count

@@ -20,7 +20,7 @@ class CorruptImageError(UserError, ValueError):
 
 
 class PreparedError(UserError, ValueError):
-    """Prepared files are missing, damaged, or of another form; the message says which and what to do."""
+    """Prepared files are missing, damaged, or in another form; the message says which and what to do."""
 
 
 class SplitError(UserError, ValueError):
@@ -35,7 +35,7 @@ class Dataset:
 
     quarantined: how many published images could not be used.  shorter_side: of the training images, where these
     are packed as files and test images are the middle of what was made so; None where all are `size`.  white: the
-    value of images of 16 bits that became 255; None where there are none.
+    value of images of 16 bits that became 255; None without such images.
     """
 
     name: str
@@ -63,8 +63,8 @@ class Dataset:
 
     def normaliser(self, device: torch.device | str) -> Callable[[Tensor], Tensor]:
         """A function from uint8 N x C x H x W to floats of mean 0 and standard deviation 1 over the
-        training split, channels last in memory.  Its constants wait on the device: made anew for each
-        batch they would make a GPU wait for the CPU."""
+        training split, channels last in memory.  Its constants stay on the device: made again for
+        each batch, they would make a GPU wait for the CPU."""
         std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
         shift = -torch.tensor(self.mean, device=device).view(1, -1, 1, 1) / std
         scale = 1 / (255 * std)

@@ -105,7 +105,7 @@ class PackedSplit:
         return cls(folder, split, tensors["offsets"], tensors["labels"], tensors["indices"], content)
 
     def __reduce__(self) -> tuple:
-        """A worker that is no fork opens the files itself."""
+        """A worker that is not a fork opens the files itself."""
         return PackedSplit.read, (self.folder, self.split)
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class Crops:
 
     def __getitems__(self, rows: np.ndarray) -> Tensor | CorruptImageError:
         """uint8 N x H x W x C for int64 N x 2 rows.  An error is returned, not raised, so that it comes
-        out of a worker process as it is and not wrapped into a traceback."""
+        out of a worker process unchanged and not wrapped into a traceback."""
         images = np.empty((len(rows), *self.size, self.channels), np.uint8)
         try:
             for place, (number, seed) in zip(images, rows.tolist(), strict=True):
@@ -235,7 +235,7 @@ class PackedSource:
                 if isinstance(images, CorruptImageError):
                     raise images
                 yield images.to(self.labels.device, non_blocking=True).permute(0, 3, 1, 2)
-        except BaseException:  # given up in the middle, too: the batches under way are nobody's
+        except BaseException:  # also when given up in the middle: nobody takes the batches under way
             if recipe.workers:
                 serving._shutdown_workers()  # type: ignore[attr-defined]  # of the class for several processes
             raise

@@ -3,7 +3,7 @@
 The file `last_batch.py` holds the class `LastBatch`.  It says all that the need asks of a training: which rows of the
 epoch's plan it draws, what goes through the network, what the method's `Step` gets, what it does after a step, and
 what a checkpoint holds of it.  The engine goes through the needs of its method and knows none of them; nothing
-here imports one, so that a training rests on the needs of its own method alone.
+here imports one, so that a training depends only on the needs of its own method.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ Batch = Mapping[str, Tensor]
 
 
 class NeedError(UserError, ValueError):
-    """There is no such need, or a method takes one that its `ABOUT` does not list."""
+    """The need does not exist, or a method takes one that its `ABOUT` does not list."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Seen:
 
 
 class Need:
-    """One need of one run; a subclass says what it asks for, and nothing of what it does not.
+    """One need of one run; a subclass defines only what it asks for.
 
     late: its streams that are served one batch late: a step gets the rows of the batch before.
     graphable: whether a step that serves it can be captured as a CUDA graph.  What a step computes with must then
@@ -113,7 +113,7 @@ class Need:
         return {}
 
     def restore(self, run: "Run", tensors: dict[str, Tensor]) -> None:
-        """Become what `saved` described, after `begin_phase`, in each process."""
+        """Restore what `saved` described, after `begin_phase`, in each process."""
 
 
 def names() -> list[str]:
@@ -131,7 +131,7 @@ def load(name: str) -> type[Need]:
 def of(method: Method) -> dict[str, Need]:
     """The needs of a method with its hyper-parameters, by name, sorted.
 
-    NeedError: one that there is not, or that the method's `ABOUT` does not list: a training's hash would miss it.
+    NeedError: one that does not exist, or that the method's `ABOUT` does not list: a training's hash would miss it.
     """
     if unlisted := sorted(method.needs - set(method.about["needs"])):
         raise NeedError(

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class Average(Need):
-    """It normalises by the batch, as in the public code of Mean Teacher: the running statistics of a network that it
-    is no more would not fit it."""
+    """It normalises by the batch, as in the public code of Mean Teacher: the running statistics of an earlier
+    network would not fit it."""
 
     network: nn.Module
     decay: Tensor

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Exits(Need):
-    """Whoever builds the network gives it the exits; here it is seen to that they are there."""
+    """The code that builds the network adds the exits; this need checks that they are there."""
 
     def misfit(self, run: "Run") -> str | None:
         return "the network has 1 exit; allowed: 2 or more" if run.network.exit_count < 2 else None

@@ -1,4 +1,4 @@
-"""The images of the batch before again, augmented anew, as `Step.last`, with their labels and what the network said of
+"""The images of the previous batch, augmented again, as `Step.last`, with their labels and what the network said of
 them one step ago; none in the first step of an epoch."""
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LastBatch(Need):
-    """logits: those of the deepest exit, batch x K, of which a process fills as many rows as it has images."""
+    """logits: those of the deepest exit, batch x K; a process fills as many rows as it has images."""
 
     late = ("last",)
     logits: Tensor

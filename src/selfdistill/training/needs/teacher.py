@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 class Teacher(Need):
-    """The run forwards its teacher by itself, as it does in phases that learn from the one before; here it is seen
-    to that one is there."""
+    """The run forwards its teacher by itself, as it does in phases that learn from the previous one; this need checks
+    that there is a teacher."""
 
     def misfit(self, run: "Run") -> str | None:
         return "it learns from a trained network, and there is none" if run.given_teacher is None else None

@@ -1,0 +1,64 @@
+"""The command line.  Each command is a stage of the pipeline or a question about it; each noun has a file here.
+
+Commands import what they need when they run: a check or a table does not wait for torch, and what a light
+installation can do works without the packages of the extra `pipeline`.
+"""
+
+import argparse
+import os
+import sys
+
+from selfdistill import __version__
+from selfdistill.cli import bench, cells, data_sets, methods, params, predict, records, reports, studies
+from selfdistill.errors import ConfigError, UserError, asking_for_packages
+
+NOUNS = (data_sets, cells, reports, records, studies, methods, params, bench, predict)  # in the order of --help
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for a faulty configuration."""
+    try:
+        try:
+            options = parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # --help and --version leave from here
+        code = carried_out(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return 1
+
+
+def carried_out(options: argparse.Namespace) -> int:
+    """The exit code of one command, after a line of what it could not do."""
+    try:
+        with asking_for_packages():
+            return options.run(options) or 0
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"selfdistill {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"selfdistill {options.command}: interrupted; run the same command to begin it again",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="selfdistill",
+        description="Self-distillation papers, reproduced side by side. Run inside a study's folder (the one "
+        "with params.yaml). `dvc repro` or `snakemake --cores all` run the stages in order; each is also a "
+        "command of its own.",
+        epilog="Example: selfdistill check && dvc repro && xdg-open results/index.html",
+    )
+    top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for noun in NOUNS:
+        noun.add(commands)
+    return top

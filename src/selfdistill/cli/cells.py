@@ -1,0 +1,120 @@
+"""Cells of a study: train, evaluate and test them."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from selfdistill.cli.common import STUDY, Commands, numerics, read_study
+from selfdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from selfdistill.config import Study
+
+
+def add(commands: Commands) -> None:
+    cell = ArgumentParser(add_help=False)
+    cell.add_argument("--model", required=True, help="network, one of the study's models")
+    cell.add_argument("--variant", required=True, help="one of the study's methods, students or taught")
+    sub = commands.add_parser(
+        "train",
+        parents=[cell],
+        help="stage: train one network with one variant from each seed of a block",
+        description="Train cells of the study, a block of seeds in one process, and write each one's weights (last "
+        "epoch, and best on validation), history and description to results/runs/MODEL/VARIANT. A seed that was "
+        "finished before from equal inputs is not trained again; SELFDISTILL_FRESH=1 trains it all the same. The test "
+        "split is not touched.",
+        epilog="Example: selfdistill train --model resnet10-slim --variant byot --seeds 0-4. A run that was killed "
+        "goes on from its last checkpoint (in .work/checkpoints, or where SELFDISTILL_CHECKPOINTS says) when the "
+        "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
+    )
+    sub.add_argument("--seeds", required=True, help="one entry of the study's seeds: a number, or a block such as 0-4")
+    sub.set_defaults(run=train)
+    sub = commands.add_parser(
+        "evaluate",
+        parents=[cell],
+        help="stage: predict the test split from every exit",
+        description="Predict the test split with the runs of a variant, all seeds, write the logits of every exit "
+        "(features, where persons are to be found again) to results/predictions and each run's record, with all "
+        "metrics, to results/records. A seed that was evaluated before from equal inputs is not evaluated again; "
+        "SELFDISTILL_FRESH=1 evaluates it all the same.",
+    )
+    sub.set_defaults(run=evaluate)
+    sub = commands.add_parser(
+        "robustness",
+        parents=[cell],
+        help="stage: test on other images, new or corrupted ones",
+        description="Test the runs of a variant, all seeds, on a data set of test images alone, one of the study's "
+        "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
+        "to results/records/robustness. A seed that was tested before from equal inputs is not tested again; "
+        "SELFDISTILL_FRESH=1 tests it all the same.",
+        epilog="Example: selfdistill robustness --model resnet18 --variant byot --data cifar100-c",
+    )
+    sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
+    sub.set_defaults(run=robustness)
+
+
+def train(options: Namespace) -> int | None:
+    import signal
+
+    from selfdistill.config import seeds_of
+    from selfdistill.stages.interruption import Interruption
+    from selfdistill.training.stopping import RESUME_ME, Interrupted
+
+    study = read_cell(options)
+    block = next(block for block in study.blocks if str(block) == options.seeds)
+    numerics(study, devices=study.recipe.processes)
+    if study.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
+        from selfdistill.training.distributed import launch
+
+        return launch(study.recipe.processes, [sys.executable, *sys.argv])
+    missing = [study.data_folder / "training" / "dataset.json"]
+    teacher, network = study.teacher_of(options.variant)
+    if teacher is not None:
+        runs = (study.run_folder(network or options.model, teacher, seed) for seed in seeds_of(block))
+        missing += [folder / "run.json" for folder in runs]
+    for path in missing:
+        if not path.is_file():
+            raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
+    with Interruption() as interruption:  # before torch is loaded, which takes seconds
+        from selfdistill.stages.train import train_block
+
+        try:
+            train_block(study, model=options.model, variant=options.variant, block=block, interruption=interruption)
+        except Interrupted as error:
+            print(f"selfdistill train: {error}", file=sys.stderr)
+            return RESUME_ME if error.signal == signal.SIGTERM else 130
+    return 0
+
+
+def evaluate(options: Namespace) -> None:
+    study = read_cell(options)
+    numerics(study, devices=1)
+    from selfdistill.stages.evaluate_seeds import evaluate_variant
+
+    evaluate_variant(study, model=options.model, variant=options.variant)
+
+
+def robustness(options: Namespace) -> None:
+    study = read_cell(options)
+    if options.data not in study.robustness:
+        known = ", ".join(study.robustness) or "none"
+        raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
+    numerics(study, devices=1)
+    from selfdistill.stages.evaluate_seeds import robustness_of_variant
+
+    robustness_of_variant(study, model=options.model, variant=options.variant, name=options.data)
+
+
+def read_cell(options: Namespace) -> "Study":
+    """The study, after making sure that the cells asked for are among its cells."""
+    study = read_study(STUDY)
+    networks = [*study.models, *study.teacher_models]
+    known = [study.teacher] if options.model in study.teacher_models else study.all_variants
+    asked = [("model", networks), ("variant", known)]
+    if hasattr(options, "seeds"):
+        asked.append(("seeds", [str(block) for block in study.blocks]))
+    for key, listed in asked:
+        if getattr(options, key) not in listed:
+            raise UserError(f"--{key} {getattr(options, key)} is not in {STUDY}; there are {', '.join(listed)}")
+    return study

@@ -1,0 +1,60 @@
+"""What the commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from selfdistill.config import Study
+
+
+STUDY = Path("params.yaml")
+Commands = argparse._SubParsersAction  # what commands, and the actions of a noun, are added to
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None] | None,
+    help: str,
+    description: str,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """A sub-command that `run` carries out; returns its parser."""
+    sub = commands.add_parser(name, help=help, description=description, epilog=epilog)
+    sub.set_defaults(run=run)
+    return sub
+
+
+def read_study(file: Path) -> "Study":
+    from selfdistill import config
+
+    return config.read_study(file)
+
+
+def numerics(study: "Study", devices: int = 0) -> None:
+    """What must be set before torch and NumPy are loaded; leases so many GPUs if the recipe uses any."""
+    from selfdistill.training import determinism
+
+    if devices and study.recipe.device != "cpu":
+        from selfdistill import lease
+
+        try:
+            lease.acquire(devices)
+        except lease.LeaseError as error:
+            raise UserError(error) from None
+    determinism.prepare_environment(study.recipe.determinism, study.recipe.threads)
+
+
+def catalogue_folder() -> Path:
+    """The repository's `data/`, from its top, from inside it, or from a study's folder."""
+    from selfdistill.schema import read_yaml
+
+    for folder in (Path("data"), Path("."), Path("../../data")):
+        path = folder / "params.yaml"
+        if path.is_file() and "datasets" in read_yaml(path):
+            return folder
+    raise UserError("no catalogue here; run this at the repository's top, in data/ or in a study's folder")

@@ -1,0 +1,48 @@
+"""Methods: list them, print a card."""
+
+from argparse import Namespace
+
+from selfdistill.cli.common import Commands, add_command
+from selfdistill.errors import UserError
+
+
+def add(commands: Commands) -> None:
+    sub = add_command(
+        commands,
+        "methods",
+        show_methods,
+        "what methods exist, with paper and card",
+        "List the methods, or print one method's card and its hyper-parameters with their sources.",
+        "Example: selfdistill methods byot",
+    )
+    sub.add_argument("name", nargs="?", help="a method, to print its card")
+    sub.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def show_methods(options: Namespace) -> None:
+    import json
+
+    from selfdistill import methods
+
+    known = {name: methods.about(name) for name in methods.names()}
+    if options.name is not None and options.name not in known:
+        raise UserError(f"no method {options.name!r}; there are {', '.join(known)}")
+    if options.json:
+        chosen = known if options.name is None else {options.name: known[options.name]}
+        print(json.dumps([{"method": name, **about} for name, about in chosen.items()], indent=1))
+    elif options.name is not None:
+        print(methods.card(options.name).rstrip())
+        hyper = known[options.name]["hyper"]
+        print("\n## Hyper-parameters\n" + ("" if hyper else "\nNone."))
+        for key, spec in hyper.items():
+            allowed = spec.get("choices") or spec.get("allowed") or [True, False]
+            print(f"- `{key}` = {spec['default']} (allowed {allowed}): {spec['meaning']}. Source: {spec['source']}.")
+    else:
+        width = max(map(len, known))
+        for name, about in known.items():
+            paper = f"arXiv {about['paper']}" if about["paper"] else "-"
+            print(f"{name:{width}}  {paper:16}  {about['group']:19}  x{about['cost']:<4}  {about['name']}")
+        print(
+            "\nx: operations of training relative to plain, a teacher's training included (on the default network).\n"
+            "`selfdistill methods NAME` prints a method's card."
+        )

@@ -1,0 +1,47 @@
+"""A study's params.yaml: check it, and remove the results of what it no longer lists."""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+from selfdistill.cli.common import STUDY, Commands, add_command, read_study
+
+
+def add(commands: Commands) -> None:
+    command = partial(add_command, commands)
+    sub = command(
+        "check",
+        check,
+        "stage: validate a params.yaml",
+        "Validate a study before any work. Every fault is told at once: key path, value, what is allowed. Exit "
+        "code 2 if there is one; nothing is written then. With --write, as the pipeline's first stage, also write "
+        "results/plan: the parameters of each training and a hash of the code that it executes.",
+    )
+    sub.add_argument("file", nargs="?", type=Path, default=STUDY, help="a study's params.yaml (default: %(default)s)")
+    sub.add_argument("--write", action="store_true", help="write results/plan beside the file")
+    sub = command(
+        "prune",
+        prune,
+        "drop results of cells that the study no longer lists",
+        "Remove runs, predictions and records of models, methods and seeds that params.yaml no longer lists, so "
+        "that the tables forget them. What DVC has cached stays in its cache. make repro and Snakemake do this "
+        "by themselves; before a bare `dvc repro` it is yours to do.",
+    )
+
+
+def check(options: Namespace) -> None:
+    if options.write:
+        from selfdistill.stages.plan import write_plan
+
+        study = write_plan(options.file)
+    else:
+        study = read_study(options.file)
+    print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
+
+
+def prune(options: Namespace) -> None:
+    from selfdistill.reporting.records import prune as prune_results
+
+    study = read_study(STUDY)
+    for path in prune_results(study, study.results):
+        print(f"removed {path}")
