@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -369,14 +370,25 @@ def pack(study, options) -> None:
     """All records of this machine, a line each, in the form that `selfdistill records import` reads."""
     model, lines = study.models[0], []
     for path in sorted((study.results / "records" / model).glob("*/*.json")):
-        host = study.results / "hosts" / model / path.parent.name / path.name
-        entry = {"record": json.loads(path.read_text()), "host": json.loads(host.read_text())}
-        lines.append(json.dumps(entry) + "\n")
+        cell = f"{model}/{path.parent.name}/{path.stem}"
+        lines.append(
+            line_of(path, study.results / f"hosts/{cell}.json", study.results / f"predictions/{cell}.safetensors")
+        )
     if lines:
         packed = gzip.compress("".join(lines).encode(), mtime=0)
         partial = options.out / "records.partial"
         partial.write_bytes(packed)
         os.replace(partial, options.out / "records.jsonl.gz")
+
+
+@cache
+def line_of(record_file: Path, host: Path, predictions: Path) -> str:
+    """A run as `selfdistill records export` packs it, with what it says of each test image."""
+    from selfdistill.reporting import per_image
+
+    record = json.loads(record_file.read_text())
+    images = per_image.encoded(per_image.of_predictions(predictions, record))
+    return json.dumps({"record": record, "host": json.loads(host.read_text()), "images": images}) + "\n"
 
 
 if __name__ == "__main__":

@@ -76,6 +76,25 @@ def test_the_guide_to_a_training_loop_of_ones_own_runs_without_the_extra(without
     assert "'label_smoothing'" in done.stdout
 
 
+def test_what_a_run_says_of_each_image_is_packed_without_the_extra(without, tmp_path):
+    code = """
+import hashlib
+from pathlib import Path
+import torch
+from safetensors.torch import save
+from selfdistill.reporting import per_image
+
+both = {"last": torch.eye(3)[None], "validation": torch.zeros(1, 3, 3)}
+content = save({**both, "labels": torch.arange(3)})
+Path("0.safetensors").write_bytes(content)
+record = {"evaluation": {"files": {"predictions.safetensors": hashlib.sha256(content).hexdigest()}}}
+found = per_image.of_predictions(Path("0.safetensors"), record)
+print(found["last"]["correct"].tolist(), per_image.encoded(found)["last"]["nll"]["shape"])
+"""
+    done = run(without + code, tmp_path)
+    assert done.stdout == "[[True, True, True]] [1, 3]\n", done.stderr
+
+
 def test_without_the_extra_a_command_says_what_to_install(without, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     command = without + "from selfdistill.cli import main; sys.exit(main())"

@@ -1,25 +1,36 @@
 """Runs carried between machines: packed, checked, imported, and rendered with their hardware named."""
 
+import base64
 import copy
 import gzip
 import hashlib
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import save
 
 from selfdistill import methods
 from selfdistill.cli import main
 from selfdistill.config import read_study
+from selfdistill.evaluation.classification import ClassTest, calibration_error
+from selfdistill.evaluation.retrieval import PersonTest
+from selfdistill.models.trained import WeightsError
+from selfdistill.reporting import per_image
 from selfdistill.reporting.figures import colours_of, draw_figures
 from selfdistill.reporting.page import hardware_table, write_page
 from selfdistill.reporting.records import NoRecordsError, prune, read_records
+from selfdistill.reporting.statistics import mean_interval
 from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records
+from selfdistill.stages.evaluate_seeds import evaluate_variant, robustness_of_variant
 
 ROOT = Path(__file__).parents[1]
 MODEL = "resnet10-slim"
@@ -346,7 +357,7 @@ def test_a_file_that_is_none_is_refused_and_the_next_imported(study, content, sa
     assert printed.err.startswith("refused: bad.jsonl.gz")
     assert said in printed.err
     assert len(printed.err.splitlines()) == 1
-    assert printed.out == f"imported: {MODEL}/plain/0 from good.jsonl.gz\n"
+    assert printed.out == f"imported: {MODEL}/plain/0 from good.jsonl.gz; it carries nothing per image\n"
 
 
 def test_another_run_of_a_cell_is_not_overwritten_unless_asked(study):
@@ -475,6 +486,247 @@ def test_a_run_whose_machine_is_not_known_is_not_packed(study):
 def test_without_any_record_the_tables_say_so(study):
     with pytest.raises(NoRecordsError):
         write_tables(study)
+
+
+# ---- what a run says of each image ----
+
+
+def scored(content: dict, test, outputs: torch.Tensor) -> tuple[dict, bytes]:
+    """A run that these outputs are of, exits x N x K or D, for the last epoch, and the reverse exits for validation's;
+    and its predictions, as `evaluate` writes them."""
+    both = {"last": outputs, "validation": outputs.flip(0).contiguous()}
+    predictions = save({**both, **test.truth()})
+    content = changed(content, "record.test", {name: test.of_exits(values) for name, values in both.items()})
+    sha256 = hashlib.sha256(predictions).hexdigest()
+    return changed(content, "record.evaluation", {"files": {"predictions.safetensors": sha256}}), predictions
+
+
+def put_tested(study, method: str, seed: int, images: int = 90) -> dict:
+    """Leave a run of classes with its predictions, right of about a half of the images."""
+    chance = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (images,), generator=chance)
+    logits = 3 * torch.randn(4 if method == "byot" else 1, images, 10, generator=chance)
+    logits[:, range(images), labels] += 3
+    test = ClassTest(torch.zeros(images, 1, 8, 8, dtype=torch.uint8), labels)
+    content, predictions = scored(entry(study, method, seed), test, logits)
+    put(study, content)
+    path = per_image.file_of(study, (MODEL, method, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(predictions)
+    return content
+
+
+def carried(study, folder: Path) -> dict:
+    """The one run of this checkout, as it is packed."""
+    export_records(study, folder / "one.jsonl.gz")
+    return json.loads(gzip.decompress((folder / "one.jsonl.gz").read_bytes()))
+
+
+def moved(study, pack: Path) -> None:
+    """Make this checkout one that has the runs of a packed file and nothing else of them."""
+    for kind in ("records", "hosts", "predictions"):
+        shutil.rmtree(study.results / kind)
+    assert set(states(import_records(study, [pack]))) == {"imported"}
+
+
+def intervals_and_calibration(study) -> dict[tuple, tuple]:
+    """Of each run, selection and exit: accuracy and NLL with their intervals over test images, and ECE."""
+    found = {}
+    for record in read_records(study):
+        for selection, columns in per_image.read(study, record).items():
+            exits = record["test"][selection]["exits"]
+            assert len(exits) == len(columns["correct"])
+            for number, metrics in enumerate(exits):
+                correct, nll, confidence = (
+                    columns[name][number].astype(np.float64) for name in ("correct", "nll", "confidence")
+                )
+                ece = calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct))
+                numbers = (*mean_interval(correct), *mean_interval(nll), ece)
+                assert numbers[0] == pytest.approx(metrics["accuracy"], abs=1e-12)
+                assert numbers[2] == pytest.approx(metrics["nll"], rel=1e-3)
+                assert numbers[4] == pytest.approx(metrics["ece"], abs=0.02)  # an image may cross the edge of a bin
+                found[record["variant"], record["seed"], selection, number] = numbers
+    return found
+
+
+def test_intervals_and_calibration_are_the_same_where_a_run_was_made_and_where_it_was_imported(study, tmp_path):
+    for method in ("plain", "byot"):
+        for seed in study.seeds:
+            put_tested(study, method, seed)
+    there = intervals_and_calibration(study)
+    assert len(there) == 2 * 2 * (1 + 4)
+    assert len(set(there.values())) == 2 * (1 + 4)  # validation's are those of the last epoch, in another order
+    export_records(study, tmp_path / "runs.jsonl.gz")
+    export_records(study, tmp_path / "again.jsonl.gz")
+    assert (tmp_path / "runs.jsonl.gz").read_bytes() == (tmp_path / "again.jsonl.gz").read_bytes()
+    moved(study, tmp_path / "runs.jsonl.gz")
+    assert intervals_and_calibration(study) == there
+
+
+def test_they_are_the_same_of_networks_that_were_trained(tiny_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_study.folder)
+    there = intervals_and_calibration(read_study())
+    assert main(["records", "export", str(tmp_path / "runs.jsonl.gz")]) == 0
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("params.yaml").write_text(yaml.safe_dump(content | {"root": str(tiny_study.folder)}))
+    assert main(["records", "import", str(tmp_path / "runs.jsonl.gz")]) == 0
+    assert intervals_and_calibration(read_study()) == there
+    assert len(there) == 2 * 2 * (1 + 4 + len(read_records(read_study())[-1]["test"]["last"]["exits"]))
+
+
+def test_of_persons_ranks_and_average_precision_are_carried(study, tmp_path):
+    chance = torch.Generator().manual_seed(0)
+    identities = torch.tensor([1, 2, 3, 9, 1, 1, 2, 2, 3, 3, 0, 0])  # nobody in the gallery is 9
+    cameras = torch.tensor([1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3])
+    test = PersonTest(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), identities, cameras, 4, None)
+    features = torch.randn(4, 12, 16, generator=chance).half()
+    persons = changed(entry(study, "byot", 0), "record.dataset.pixels_sha256", {"pool": "0" * 64, "gallery": "1" * 64})
+    content, predictions = scored(persons, test, features)
+    put(study, content)
+    path = per_image.file_of(study, (MODEL, "byot", 0))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(predictions)
+    (record,) = read_records(study)
+    there = per_image.read(study, record)
+    for selection, columns in there.items():
+        ranks, precision = columns["first_rank"], columns["average_precision"].astype(np.float64)
+        assert (ranks[:, 3] == 0).all()
+        for number, metrics in enumerate(record["test"][selection]["exits"]):
+            assert (ranks[number, :3] == 1).mean() == pytest.approx(metrics["rank1"])
+            assert precision[number, :3].mean() == pytest.approx(metrics["mean_average_precision"], abs=1e-3)
+    export_records(study, tmp_path / "runs.jsonl.gz")
+    moved(study, tmp_path / "runs.jsonl.gz")
+    here = per_image.read(study, read_records(study)[0])
+    for selection in ("last", "validation"):
+        for name, values in there[selection].items():
+            np.testing.assert_array_equal(here[selection][name], values)
+            assert here[selection][name].dtype == values.dtype
+
+
+def test_what_float16_cannot_hold_is_the_largest_that_it_can():
+    logits = torch.tensor([[1e6, 0.0], [0.0, 1e6]])
+    found = per_image.scores_of_classes(logits, {"labels": torch.tensor([1, 1])})
+    assert found["nll"].tolist() == [65504, 0]
+    assert found["confidence"].tolist() == [1, 1]
+    assert found["correct"].tolist() == [False, True]
+
+
+def column(values: np.ndarray) -> dict:
+    return per_image.encoded_array(values)
+
+
+def as_data(content: bytes) -> str:
+    return base64.b64encode(zlib.compress(content, 9)).decode()
+
+
+NLL, ONES = np.ones((4, 90), np.float16), np.ones((4, 90), bool)
+WRONG = {
+    "no selection": ("images.validation", ..., "images.validation: missing"),
+    "no column": ("images.last.nll", ..., "images.last.nll: missing; there are to be correct, nll, confidence"),
+    "no text": ("images.last.nll.data", 7, "images.last.nll.data: 7 is not allowed"),
+    "no base64": ("images.last.nll.data", "ä" * 8, "images.last.nll.data: not allowed; allowed: base64 of zlib of 720"),
+    "no zlib": ("images.last.nll.data", "AAAA", "images.last.nll.data: not allowed; allowed: base64 of zlib of 720"),
+    "short": ("images.last.nll.data", as_data(bytes(719)), "images.last.nll.data: not allowed"),
+    "long": ("images.last.nll.data", as_data(bytes(721)), "images.last.nll.data: not allowed"),
+    "cut off": ("images.last.nll.data", column(NLL)["data"][:-8], "images.last.nll.data: not allowed"),
+    "a bomb": ("images.last.nll.data", as_data(bytes(100_000_000)), "images.last.nll.data: not allowed"),
+    "other numbers": ("images.last.nll", column(NLL.astype(np.float64)), "images.last.nll.dtype: float64 is not"),
+    "other images": ("images.last.nll", column(NLL[:, 1:]), "images.last.nll.shape: [4, 89] is not allowed"),
+    "no exits": ("images.last.correct.shape", [90], "images.last.correct.shape: [90] is not allowed"),
+    "no images": ("images.last.correct.shape", [4, 0], "images.last.correct.shape[1]: 0 is not allowed"),
+    "huge": ("images.last.correct.shape", [4, 10**30], "images.last.correct.shape[1]: 1000000"),
+    "NaN": ("images.last.nll", column(NLL * np.nan), "images.last.nll: 360 values are not allowed"),
+    "negative": ("images.last.nll", column(-NLL), "allowed: numbers from 0 to 65504"),
+    "above 1": ("images.last.confidence", column(2 * NLL), "images.last.confidence: 360 values are not allowed"),
+    "another run's": (
+        "images.last.correct",
+        column(ONES),
+        "a share of 1 is not allowed; allowed: the record's accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_no_run_can_say_of_its_images_is_refused_in_a_line(study, tmp_path, fault):
+    key, value, said = WRONG[fault]
+    put_tested(study, "byot", 0)
+    good = carried(study, tmp_path)
+    outcomes = import_records(study, [pack("runs.jsonl.gz", changed(good, key, value))])
+    assert outcomes[0].state == "refused"
+    assert all(o.text.startswith(f"runs.jsonl.gz, line 1, {MODEL}/byot/0: images.") for o in outcomes), outcomes
+    assert any(said in outcome.text for outcome in outcomes), outcomes
+    assert all(len(outcome.text) < 300 and "\n" not in outcome.text for outcome in outcomes)
+    assert not IMPORTED.exists()
+    assert states(import_records(study, [pack("runs.jsonl.gz", good)])) == ["imported"]
+
+
+def test_more_values_than_any_test_has_are_refused_before_they_are_unpacked(study, tmp_path):
+    put_tested(study, "byot", 0)
+    content = carried(study, tmp_path)
+    for columns in content["images"].values():
+        for one in columns.values():
+            one["shape"] = [4, 5_000_000]
+    (outcome,) = import_records(study, [pack("runs.jsonl.gz", content)])
+    assert "images.last.correct.shape: 20000000 values are not allowed; allowed: at most 10000000" in outcome.text
+
+
+def test_images_of_another_test_than_the_one_prepared_here_are_refused(study, tmp_path):
+    put_tested(study, "plain", 0)
+    folder = study.data_folder / "training"
+    folder.mkdir(parents=True)
+    facts = {"pixels_sha256": {"pool": "0" * 64, "test": "0" * 64}, "counts": {"pool": 600, "test": 91}}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    outcomes = import_records(study, [pack("runs.jsonl.gz", carried(study, tmp_path))])
+    assert states(outcomes) == ["refused"] * 2  # last and validation
+    assert "images.last.correct.shape: [1, 90] is not allowed; allowed: [1, 91]" in outcomes[0].text
+
+
+def test_an_older_pack_is_imported_and_says_that_it_carries_nothing_per_image(study, tmp_path):
+    put_tested(study, "plain", 0)
+    new = carried(study, tmp_path)
+    shutil.rmtree(study.results / "records")
+    old = pack("old.jsonl.gz", changed(new, "images", ...))
+    (outcome,) = import_records(study, [old])
+    assert outcome.state == "imported"
+    assert outcome.text.endswith("it carries nothing per image")
+    (record,) = read_records(study)
+    said = f"^{IMPORTED}/{MODEL}/plain/0.json: this imported run carries nothing per image; export it again where"
+    with pytest.raises(per_image.PerImageError, match=said):
+        per_image.read(study, record)
+    assert states(import_records(study, [pack("new.jsonl.gz", new)])) == ["replaced"]
+    assert per_image.read(study, record)["last"]["correct"].shape == (1, 90)
+    assert states(import_records(study, [old, Path("new.jsonl.gz")])) == ["kept", "kept"]
+    assert per_image.read(study, record)["last"]["correct"].shape == (1, 90)
+
+
+def test_a_run_whose_predictions_are_missing_or_others_is_packed_without_them_and_told(study, tmp_path, capsys):
+    for seed in study.seeds:
+        put_tested(study, "plain", seed)
+    first, second = (per_image.file_of(study, (MODEL, "plain", seed)) for seed in study.seeds)
+    second.write_bytes(first.read_bytes())
+    first.unlink()
+    assert export_records(study, tmp_path / "runs.jsonl.gz") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert f"plain/0.json: packed with nothing per image: {first}: No such file" in lines[0]
+    assert f"{second}: not the predictions that its record was made with" in lines[1]
+    assert all("nothing per image" in outcome.text for outcome in import_records(study, [tmp_path / "runs.jsonl.gz"]))
+
+
+def test_what_needs_the_weights_of_an_imported_run_says_so_in_a_line(study, capsys):
+    import_records(study, [pack("runs.jsonl.gz", *(entry(study, "plain", seed) for seed in study.seeds))])
+    run = study.run_folder(MODEL, "plain", 0)
+    said = f"{run}: this run was imported, without its weights; do this where it was trained, or train it here"
+    assert main(["predict", str(run), "photo.png"]) == 1
+    assert capsys.readouterr().err == f"selfdistill predict: {said}\n"
+    assert main(["evaluate", "--model", MODEL, "--variant", "plain"]) == 1
+    assert capsys.readouterr().err == f"selfdistill evaluate: {said}\n"
+    with pytest.raises(WeightsError, match=f"^{re.escape(said)}$"):
+        robustness_of_variant(study, model=MODEL, variant="plain", name="other")
+    with pytest.raises(WeightsError, match="No such file"):  # neither imported nor trained
+        evaluate_variant(study, model=MODEL, variant="byot")
 
 
 def of_protocol_1(content: dict) -> dict:

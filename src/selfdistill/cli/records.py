@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
         export_records,
         "pack the runs of this checkout",
         "Pack every run of this checkout that is trained and evaluated into one file: its record, with all metrics "
-        "and the history, and what it said of its machine. Weights and predictions stay. Neither DVC nor Git is "
-        "needed.",
+        "and the history, what it says of each test image, and what it said of its machine. Weights and logits stay. "
+        "Neither DVC nor Git is needed.",
         "Example: selfdistill records export runs.jsonl.gz",
     )
     sub.add_argument("file", type=Path, metavar="FILE", help="file to write, named .jsonl.gz")

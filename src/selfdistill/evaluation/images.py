@@ -11,6 +11,7 @@ from selfdistill.data.prepared import Dataset
 from selfdistill.data.prepared.packed import centre_cropped
 from selfdistill.errors import UserError
 from selfdistill.evaluation.finite import finite
+from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.models.trained import load_network, predict
 
 
@@ -22,7 +23,9 @@ def classify(folder: Path, images: list[Path], exit_number: int | None, invert: 
     """Per image: file, class, probability, exit, exits, and the probability of each class.
 
     folder: a run's.  exit_number: 1 (shallowest) to the network's last; None for the last.
+    Raises PredictError, and WeightsError for a run that was imported without its weights.
     """
+    refuse_imported(folder)
     try:
         network, record = load_network(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -1,12 +1,14 @@
 """Runs carried from one machine to another: packed there, checked and unpacked here.
 
 A packed file is gzipped text, one JSON object a line: {"record": results/records/M/VARIANT/SEED.json,
-"host": results/hosts/M/VARIANT/SEED.json}.  The machine that trained needs no DVC and no Git for it.
+"host": results/hosts/M/VARIANT/SEED.json, "images": what the run says of each test image, as `per_image.encoded`
+writes it}; `images` may be missing.  The machine that trained needs no DVC and no Git for it.
 """
 
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from selfdistill import methods
 from selfdistill.config import Study
 from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
+from selfdistill.reporting import per_image
 from selfdistill.reporting.records import (
     local_host,
     local_record,
@@ -167,9 +170,21 @@ class Host(Open):
     versions: dict[str, str]
 
 
+class Column(Open):
+    dtype: str = Field(min_length=1, max_length=20)
+    shape: list[Annotated[int, Field(ge=1, le=per_image.MOST_VALUES)]] = Field(min_length=2, max_length=2)
+    data: str
+
+
+class Images(Open):
+    last: dict[str, Column]
+    validation: dict[str, Column]
+
+
 class Entry(Open, Generic[M]):
     record: Record[M]
     host: Host
+    images: Images | None = None  # nothing of an entry that is older than this key
 
 
 @dataclass(frozen=True)
@@ -183,6 +198,7 @@ class Outcome:
 def export_records(study: Study, path: Path) -> int:
     """Pack the runs of this checkout that have a record; returns their number.  Equal runs give equal bytes.
 
+    A run whose predictions are not here is packed without what it says of each image, and standard error says so.
     Raises TransferError for a run of another version of the protocol, or without a host file.
     """
     entries = []
@@ -196,7 +212,12 @@ def export_records(study: Study, path: Path) -> int:
         host = local_host(study, cell, record)
         if host is None:
             raise TransferError(f"{file}: no file in {study.results / 'hosts'} says what machine made this run")
-        entries.append({"record": record, "host": host})
+        entry = {"record": record, "host": host}
+        try:
+            entry["images"] = per_image.encoded(per_image.of_predictions(per_image.file_of(study, cell), record))
+        except per_image.PerImageError as error:
+            print(f"{file}: packed with nothing per image: {error}", file=sys.stderr)
+        entries.append(entry)
     if not entries:
         raise TransferError(f"{study.results / 'records'}: no record of any cell of this study")
     buffer = io.BytesIO()
@@ -215,8 +236,8 @@ def import_records(study: Study, paths: list[Path], replace: bool = False) -> li
     """Check packed files and put their entries into results/records/imported.
 
     A file with a fault is refused as a whole, each fault in a line of its own; the others are not
-    affected.  An entry of the run that is there already changes nothing; one of another run of the
-    same cell is a fault, unless `replace`.
+    affected.  An entry of the run that is there already changes nothing, unless it alone carries what the run says
+    of each image; one of another run of the same cell is a fault, unless `replace`.
     """
     outcomes = []
     for path in paths:
@@ -229,11 +250,14 @@ def import_records(study: Study, paths: list[Path], replace: bool = False) -> li
             there = existing(target)
             name = "/".join(map(str, cell))
             shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
-            if there and (there["record"]["weights_sha256"] == entry["record"]["weights_sha256"] and not replace):
+            bare = "" if entry.get("images") else "; it carries nothing per image"
+            brings = there is not None and not bare and not there.get("images")
+            same = there and there["record"]["weights_sha256"] == entry["record"]["weights_sha256"]
+            if same and not replace and not brings:
                 outcomes.append(Outcome("kept", f"{name}: this run is there already{shadow}"))
                 continue
             write_atomically(target, content)
-            outcomes.append(Outcome("replaced" if there else "imported", f"{name} from {path}{shadow}"))
+            outcomes.append(Outcome("replaced" if there else "imported", f"{name} from {path}{bare}{shadow}"))
     return outcomes
 
 
@@ -299,7 +323,8 @@ def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     phases = methods.load(resolved.method)(**resolved.hyper).phases(resolved.recipe.epochs)
     taken = given is not None and given.use == "teacher"
     contradicted = contradictions(entry, 0 if taken else sum(phase.epochs for phase in phases))
-    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted]
+    per_images = image_faults(study, content) if entry.images else ()
+    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted, *per_images]
 
 
 def tests_persons(record: Any) -> bool:
@@ -307,6 +332,32 @@ def tests_persons(record: Any) -> bool:
     dataset = record.get("dataset") if isinstance(record, dict) else None
     parts = dataset.get("pixels_sha256") if isinstance(dataset, dict) else None
     return isinstance(parts, dict) and "gallery" in parts
+
+
+def image_faults(study: Study, content: dict) -> Iterator[str]:
+    """Faults of what an entry says of each image: what cannot be read, and what is of another run or test."""
+    record = content["record"]
+    persons = tests_persons(record)
+    try:
+        found = per_image.decoded(content["images"], persons)
+    except per_image.PerImageError as error:
+        yield str(error)
+        return
+    prepared = study.data_folder / "training" / "dataset.json"
+    counts = json.loads(prepared.read_text()).get("counts", {}) if prepared.is_file() else {}
+    name = "first_rank" if persons else "correct"
+    for selection, columns in found.items():
+        exits, right = record["test"][selection]["exits"], columns[name]
+        shape = [len(exits), counts.get("query" if persons else "test", right.shape[1])]
+        if list(right.shape) != shape:
+            yield f"images.{selection}.{name}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
+            continue
+        for number, (metrics, values) in enumerate(zip(exits, right, strict=True)):
+            key = "rank1" if persons else "accuracy"
+            share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
+            if abs(share - metrics[key]) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
+                place = f"images.{selection}.{name}[{number}]"
+                yield f"{place}: a share of {share:g} is not allowed; allowed: the record's {key}, {metrics[key]:g}"
 
 
 def outside(study: Study, record: Record) -> Iterator[str]:

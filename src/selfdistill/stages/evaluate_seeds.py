@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.files import sha256_of
 from selfdistill.models.trained import read_run
 from selfdistill.stages import finished
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
     """Predict the test split with every seed's run, and write predictions and records."""
+    runs = runs_here(study, model, variant)
     folder = study.data_folder / "test"
     test = open_test(folder, determinism.apply(study.recipe))
     inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
@@ -41,13 +43,14 @@ def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
         def write(target: Path, key: str, run: Path = run) -> None:
             evaluate_run(run, test, target / "predictions.safetensors", target / "record.json", key)
 
-        own = {**inputs, "run": read_run(run)}
+        own = {**inputs, "run": runs[seed]}
         once(finished_folder(study), f"evaluation-{model}-{variant}-{seed}", own, targets, outputs, write)
 
 
 def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str) -> None:
     """Test every seed's run on the data set `name`, with the weights that the study selects, and write
     results/records/robustness/<name>/<model>/<variant>/<seed>.json."""
+    runs = runs_here(study, model, variant)
     prepared, device = study.prepared(name), determinism.apply(study.recipe)
     inputs = {**evaluation_plan(study, model), "selection": study.selection, "other": hashes(prepared)}
     outputs = finished.locked_outputs(Path("dvc.lock"))
@@ -58,8 +61,16 @@ def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str
         def write(target: Path, key: str, run: Path = run) -> None:
             evaluate_robustness(run, prepared, device, study.selection, target / "record.json", key)
 
-        own, cell = {**inputs, "run": read_run(run)}, f"robustness-{name}-{model}-{variant}-{seed}"
+        own, cell = {**inputs, "run": runs[seed]}, f"robustness-{name}-{model}-{variant}-{seed}"
         once(finished_folder(study), cell, own, {"record.json": file}, outputs, write)
+
+
+def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
+    """What each seed's run says of itself.  Raises WeightsError for one that is not here, before any work."""
+    folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds}
+    for folder in folders.values():
+        refuse_imported(folder)
+    return {seed: read_run(folder) for seed, folder in folders.items()}
 
 
 def once(
