@@ -15,7 +15,6 @@ from PIL import Image
 from test_folder import UNUSABLE, mixed
 
 from selfdistill import __version__
-from selfdistill.data.vision import import_torchvision
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +43,6 @@ def test_the_guide_to_adding_a_method(project):
 
 def test_the_guide_to_a_training_loop_of_ones_own(capsys):
     """As printed, block by block."""
-    import_torchvision()
     training, evaluating, by_name = blocks("own-training-loop.md", "python")
     scope: dict = {}
     exec(compile(training, "own-training-loop.md", "exec"), scope)

@@ -70,8 +70,7 @@ def run(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess
 def test_the_guide_to_a_training_loop_of_ones_own_runs_without_the_extra(without, tmp_path):
     guide = (ROOT / "docs/own-training-loop.md").read_text()
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S))
-    torchvision = "from selfdistill.data.vision import import_torchvision; import_torchvision()\n"
-    done = run(without + torchvision + code, tmp_path)
+    done = run(without + code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "'label_smoothing'" in done.stdout
 
