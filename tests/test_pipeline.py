@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_snakemake_gives_the_results_and_the_lock_of_dvc(project):
     assert "accuracy.png" in text
     assert "accuracy.csv" in text
     assert "paired by" in text
+    assert "Self-distillation methods side by side: the default study" in text
 
 
 def trained(project) -> dict[str, int]:
@@ -397,6 +399,42 @@ def test_the_conda_environment_holds_the_versions_of_the_lock():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
     assert {re.split("[<>=]", d)[0].replace(".", "-") for d in declared} == set(listed)
+
+
+def test_a_stage_takes_the_first_python_that_it_is_offered(tmp_path):
+    run = tmp_path / "checkout/workflow/run"
+    run.parent.mkdir(parents=True)
+    shutil.copy2(ROOT / "workflow/run", run)
+    for name in ("conda", "image", "active", "checkout/.venv"):
+        for python in ("python", "python3"):
+            (tmp_path / name / "bin").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "bin" / python).write_text(f"#!/bin/sh\necho {name}\n")
+            (tmp_path / name / "bin" / python).chmod(0o755)
+    (tmp_path / "conda.env_setup_done").touch()  # Snakemake's flag; an environment of the user's own has none
+    offers = {
+        "CONDA_PREFIX": str(tmp_path / "conda"),
+        "SELFDISTILL_IMAGE": "1",
+        "VIRTUAL_ENV": str(tmp_path / "active"),
+        "PATH": f"{tmp_path}/image/bin:/usr/bin:/bin",
+    }
+    for expected, withdrawn in (
+        ("conda", "CONDA_PREFIX"),
+        ("image", "SELFDISTILL_IMAGE"),
+        ("active", "VIRTUAL_ENV"),
+        ("checkout/.venv", None),
+    ):
+        found = subprocess.run([run], env=offers, capture_output=True, text=True, check=True).stdout.strip()
+        assert found == expected
+        offers.pop(withdrawn, None)
+
+
+def test_the_image_takes_the_pipelines_packages():
+    """Of the Dockerfile, which needs Docker, the line that lists them."""
+    code = re.search(r'python -c "(.*)" > wanted.txt', (ROOT / "Dockerfile").read_text()).group(1)
+    listed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pinned = {line.split("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    wanted = {re.split("[<>=]", line)[0].replace(".", "-") for line in listed.splitlines()}
+    assert {"torch", "dvc", "snakemake"} <= wanted <= pinned
 
 
 def test_the_lock_names_no_registry():
