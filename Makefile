@@ -9,13 +9,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro study test lint install lock clean
 
 repro: install
+	workflow/run check
 	workflow/run prune
 	dvc repro
 	@echo "The page: $(CURDIR)/results/index.html"
 
 # make study STUDY=fashion-mnist: the same for a study of studies/, which is shown to DVC first (.dvcignore)
 study: install
-	cd studies/$(STUDY) && ../../workflow/run prune && echo '!dvc.yaml' > .dvcignore
+	cd studies/$(STUDY) && ../../workflow/run check && ../../workflow/run prune && echo '!dvc.yaml' > .dvcignore
 	dvc repro studies/$(STUDY)/dvc.yaml
 	@echo "The page: $(CURDIR)/studies/$(STUDY)/results/index.html"
 

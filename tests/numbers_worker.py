@@ -19,7 +19,7 @@ RECIPE = {"batch_size": 11, "learning_rate": 0.002}
 
 def trained(names: list[str], folder: Path, stop: int, world: distributed.World) -> dict[str, list]:
     """The histories of the methods; of a training that was stopped, an empty one."""
-    engine.ASKING = 0  # after every step, so that the signal comes in the middle
+    asking, engine.ASKING = engine.ASKING, 0  # after every step, so that the signal comes in the middle
     torch.set_default_dtype(torch.float64)
     found = {}
     try:
@@ -33,6 +33,7 @@ def trained(names: list[str], folder: Path, stop: int, world: distributed.World)
                 found[name] = []
     finally:
         torch.set_default_dtype(torch.float32)
+        engine.ASKING = asking
     return found
 
 

@@ -23,10 +23,11 @@ from selfdistill.config import read_study
 from selfdistill.evaluation.classification import ClassTest, calibration_error
 from selfdistill.evaluation.retrieval import PersonTest
 from selfdistill.models.trained import WeightsError
+from selfdistill.pruning import prune
 from selfdistill.reporting import per_image
 from selfdistill.reporting.figures import colours_of, draw_figures
 from selfdistill.reporting.page import hardware_table, write_page
-from selfdistill.reporting.records import NoRecordsError, prune, read_records
+from selfdistill.reporting.records import NoRecordsError, read_records
 from selfdistill.reporting.statistics import mean_interval
 from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records

@@ -7,20 +7,20 @@ from pathlib import Path
 sys.path.insert(0, str(ROOT / "src"))
 
 from selfdistill.config import ConfigError
-from selfdistill.pipeline import read_stages
+from selfdistill.locks import restore
+from selfdistill.pipeline import asked, clear_stale_locks, read_stages
+from selfdistill.pruning import forget
 
 try:
-    STAGES = read_stages(
-        Path("studies", config["study"]) if "study" in config else Path("."),
-        mark=workflow.is_main_process,
-    )
+    FOLDER, ASKED = asked(config)
+    if workflow.is_main_process:
+        clear_stale_locks()
+        for line in restore(ROOT):
+            sys.stderr.write(f"{line}\n")
+    STAGES = read_stages(FOLDER, mark=workflow.is_main_process)
 except ConfigError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)
-
-
-# what a training asks for, in place of dvc.yaml's `meta`: minutes, and MB of all its processes
-ASKED = {key: int(config[key]) for key in ("runtime", "mem_mb") if key in config}
 
 
 def resources_of(stage):

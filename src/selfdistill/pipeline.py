@@ -1,5 +1,6 @@
 """The stages that dvc.yaml declares, for a scheduler: what each needs, makes, and whether it is stale."""
 
+import fcntl
 import os
 import sys
 import time
@@ -7,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
 from selfdistill.config import read_study, seeds_of
-from selfdistill.reporting.records import prune
+from selfdistill.schema import ConfigError, nearest, shown
 
 MARKERS = Path(".work/stale")
+HELD: list[IO[str]] = []  # locks that this process keeps until it ends
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,59 @@ class Stage:
     resources: dict[str, int]
 
 
+def asked(config: dict[str, Any]) -> tuple[Path, dict[str, int]]:
+    """What `snakemake --config` says: the study's folder, and what a training asks for in place of dvc.yaml's `meta`,
+    runtime in minutes and mem_mb in MB of all its processes.
+
+    ConfigError: a key or a study that there is not, or a number that is none; the message says what is allowed.
+    """
+    units = {"runtime": "minutes", "mem_mb": "MB"}
+    known = ["study", *units]
+    if unknown := [key for key in config if key not in known]:
+        raise ConfigError(f"--config {unknown[0]}: unknown key; {nearest(unknown[0], known)}")
+    folder = Path(".")
+    if "study" in config:
+        folder = Path("studies", str(config["study"]))
+        if not (folder / "params.yaml").is_file():
+            studies = sorted(path.parent.name for path in Path("studies").glob("*/params.yaml"))
+            raise ConfigError(f"--config study: {shown(config['study'])}; {nearest(folder.name, studies)}")
+    numbers = {}
+    for key, unit in units.items():
+        if key in config:
+            text = str(config[key])
+            if not text.isdecimal() or int(text) < 1:
+                raise ConfigError(f"--config {key}: {text!r} is not allowed; allowed: whole {unit}, from 1")
+            numbers[key] = int(text)
+    return folder, numbers
+
+
+def clear_stale_locks() -> None:
+    """Remove Snakemake's locks of this folder if no other Snakemake runs here: they stay behind a killed one.
+
+    Each holds a lock of ours that ends with its process.
+    """
+    path = Path(".work/snakemake.lock")
+    path.parent.mkdir(exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115  (open as long as this process)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another one runs; Snakemake itself says so
+        file.close()
+        return
+    HELD.append(file)
+    for lock in Path(".snakemake/locks").glob("*.lock"):
+        lock.unlink(missing_ok=True)
+
+
 def read_stages(folder: Path, mark: bool) -> list[Stage]:
     """The stages that the study in `folder` needs; the working folder is the repository's top.
 
-    The params.yaml is validated first (ConfigError).  With `mark`, results of cells that it no longer
-    lists are removed, the stage `check` is run, which writes what every other stage depends on, and DVC is
-    asked what is stale; without, nothing is stale.
+    The params.yaml is validated first (ConfigError).  With `mark` the stage `check` is run, which writes what
+    every other stage depends on, and DVC is asked what is stale; without, nothing is stale.
     """
     study = read_study(folder / "params.yaml")
     if folder != Path("."):  # hidden from DVC until it is run, see .dvcignore
         (folder / ".dvcignore").write_text("!dvc.yaml\n")
-    if mark:
-        prune(study, folder / study.results)
     with checked(folder, mark) as repo:
         graph = repo.index.graph  # an edge points from a stage to one that it needs
         own = [s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml"]

@@ -181,7 +181,7 @@ def draw(results: list[dict]) -> dict[str, bytes]:
 
     names = {"floor": "bare loop, resident tensors", "ours": "this project", "ordinary": "DataLoader + PIL"}
     colours = {"floor": "#bbbbbb", "ours": "#0173b2", "ordinary": "#de8f05"}
-    with plt.style.context(STYLE):
+    with plt.style.context(STYLE, after_reset=True):
         figure, ax = plt.subplots(figsize=(6.4, 0.9 * len(results) + 1.4))
         for group, r in enumerate(results):
             base = r["images_per_second"]["floor"]["median"]

@@ -7,6 +7,7 @@ installation can do works without the packages of the extra `pipeline`.
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from selfdistill import __version__
 from selfdistill.cli import bench, cells, data_sets, methods, params, predict, records, reports, studies
@@ -34,6 +35,10 @@ def carried_out(options: argparse.Namespace) -> int:
     """The exit code of one command, after a line of what it could not do."""
     try:
         with asking_for_packages():
+            if root := os.environ.get("DVC_ROOT"):  # a stage, which DVC ends by rewriting its lock
+                from selfdistill import locks
+
+                locks.keep(Path(root))
             return options.run(options) or 0
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -14,7 +14,8 @@ def add(commands: Commands) -> None:
         check,
         "stage: validate a params.yaml",
         "Validate a study before any work. Every fault is told at once: key path, value, what is allowed. Exit "
-        "code 2 if there is one; nothing is written then. With --write, as the pipeline's first stage, also write "
+        "code 2 if there is one; nothing is written then. A dvc.lock that a kill cut is put back. With --write, as the "
+        "pipeline's first stage, also write "
         "results/plan: the parameters of each training and a hash of the code that it executes.",
     )
     sub.add_argument("file", nargs="?", type=Path, default=STUDY, help="a study's params.yaml (default: %(default)s)")
@@ -29,19 +30,27 @@ def add(commands: Commands) -> None:
     )
 
 
+def root_of(file: Path) -> Path:
+    """The repository's top: the nearest folder above a file that DVC was set up in, or else the file's own."""
+    above = file.absolute().parents
+    return next((folder for folder in above if (folder / ".dvc").is_dir()), above[0])
+
+
 def check(options: Namespace) -> None:
     if options.write:
         from selfdistill.stages.plan import write_plan
 
         study = write_plan(options.file)
     else:
+        from selfdistill.locks import restore
+
+        for line in restore(root_of(options.file)):
+            print(line)
         study = read_study(options.file)
     print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 
 
 def prune(options: Namespace) -> None:
-    from selfdistill.reporting.records import prune as prune_results
+    from selfdistill.pruning import forget
 
-    study = read_study(STUDY)
-    for path in prune_results(study, study.results):
-        print(f"removed {path}")
+    forget(STUDY.parent)

@@ -36,7 +36,7 @@ def draw_figures(results: Path) -> None:
     methods = tables["accuracy"].variant.nunique()
     many = methods > MANY
     row_a_method = (6.4, 0.45 * methods + 1.3)
-    with plt.style.context(STYLE):
+    with plt.style.context(STYLE, after_reset=True):  # of a matplotlibrc of the user nothing is taken
         figures = [
             ("accuracy", draw_accuracy, row_a_method, False),
             ("curves", draw_curves, (6.4, 4.2), many),

@@ -7,7 +7,6 @@ of its machine; these are in Git.  DVC sees all, as one dependency of the tables
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,31 +138,3 @@ def machine(record: dict) -> str:
     processes = record["host"].get("processes", 1)
     together = f", {processes} processes" if processes > 1 else ""
     return f"{record['host']['hardware']}{together}, {record['recipe'].get('precision', 'float32')}"
-
-
-def prune(study: Study, results: Path) -> list[Path]:
-    """Remove what `results` holds of cells that the study does not list; returns what was removed.
-
-    Imported records stay: nothing here could make them again, and no table reads those of other cells.
-    """
-    listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
-    trained = {f"{model}/{variant}" for model, variant, _ in study.cells()}
-    blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
-    removed = []
-    tested = sorted((results / "records" / "robustness").glob("*"))
-    for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:
-        known = blocks if folder.name == "runs" else listed
-        known = known if folder not in tested or folder.name in study.robustness else set()
-        for path in sorted(folder.glob("*/*/*")):
-            cell = path.relative_to(folder).with_suffix("").as_posix()
-            if cell in known or path.name == ".gitignore" or cell.startswith(("imported/", "robustness/")):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            removed.append(path)
-        for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-    return removed

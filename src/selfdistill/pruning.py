@@ -1,0 +1,50 @@
+"""Results of cells that a study no longer lists are removed, so that its tables forget them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from selfdistill.config import Study, read_study
+
+
+def forget(folder: Path) -> None:
+    """Remove results of cells that the study in `folder` no longer lists, and say how many there were."""
+    study = read_study(folder / "params.yaml")
+    results = folder / study.results
+    removed = prune(study, results)
+    if not removed:
+        return
+    print(f"{results}: removed {len(removed)} results of cells that params.yaml no longer lists", file=sys.stderr)
+    command = ["git", "ls-files", "--deleted", "--", str(results)]
+    tracked = len(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
+    if tracked:
+        print(f"{results}: {tracked} of them are in Git; `git restore {results}` brings these back", file=sys.stderr)
+
+
+def prune(study: Study, results: Path) -> list[Path]:
+    """Remove what `results` holds of cells that the study does not list; returns what was removed.
+
+    Imported records stay: nothing here could make them again, and no table reads those of other cells.
+    """
+    listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
+    trained = {f"{model}/{variant}" for model, variant, _ in study.cells()}
+    blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
+    removed = []
+    tested = sorted((results / "records" / "robustness").glob("*"))
+    for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:
+        known = blocks if folder.name == "runs" else listed
+        known = known if folder not in tested or folder.name in study.robustness else set()
+        for path in sorted(folder.glob("*/*/*")):
+            cell = path.relative_to(folder).with_suffix("").as_posix()
+            if cell in known or path.name == ".gitignore" or cell.startswith(("imported/", "robustness/")):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path)
+        for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+    return removed

@@ -1,0 +1,141 @@
+"""A kill at any moment of a lock's rewriting loses nothing, and a question changes nothing."""
+
+import fcntl
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from selfdistill import locks, pipeline
+from selfdistill.schema import ConfigError
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """Two stages committed in Git, and a third that was run since."""
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+    git("init", "--quiet")
+    (tmp_path / "dvc.lock").write_text(lock_of("check", "train@plain"))
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message", "two stages")
+    (tmp_path / "dvc.lock").write_text(lock_of("check", "train@plain", "train@byot"))
+    return tmp_path
+
+
+def lock_of(*names: str) -> str:
+    stages = {}
+    for i, name in enumerate(names):
+        outs = [{"path": f"{name}/{kind}", "md5": f"{i}" * 32, "size": 5} for kind in ("weights", "history")]
+        stages[name] = {"cmd": f"run {name}", "deps": [{"path": "data", "md5": "e" * 32 + ".dir"}], "outs": outs}
+    return yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)
+
+
+def test_a_lock_cut_anywhere_is_put_back_from_its_copy(repository):
+    lock = repository / "dvc.lock"
+    locks.keep(repository)
+    before, after = lock.read_bytes(), lock_of("check", "train@plain", "train@byot", "tables").encode()
+    hash_ends = after.rindex(b"3" * 32) + 32  # behind the last output's hash nothing is left that DVC needs
+    committed = lock_of("check", "train@plain").encode()
+    for cut in [*range(0, hash_ends, 13), hash_ends - 1]:
+        if after[:cut] == committed:
+            continue  # as after a `git checkout`: not to be told from a cut
+        lock.write_bytes(after[:cut])
+        locks.restore(repository)
+        assert locks.stages(lock.read_bytes()).keys() >= locks.stages(before).keys(), cut
+        assert all(len(outs) == 2 for outs in list(locks.stages(lock.read_bytes()).values())[:3]), cut
+    lock.write_bytes(after)
+    assert locks.restore(repository) == []
+    assert lock.read_bytes() == after
+
+
+def test_without_a_copy_the_lock_of_git_is_put_back(repository):
+    (repository / "dvc.lock").write_bytes(b"")
+    assert locks.restore(repository) == ["dvc.lock: it was cut by a kill; put back from Git"]
+    assert (repository / "dvc.lock").read_text() == lock_of("check", "train@plain")
+
+
+def test_another_commits_lock_and_a_merge_are_left_alone(repository):
+    lock = repository / "dvc.lock"
+    locks.keep(repository)
+    subprocess.run(["git", "-C", repository, "checkout", "--quiet", "--", "dvc.lock"], check=True)
+    for content in (lock.read_text(), "<<<<<<< HEAD\n" + lock.read_text()):
+        lock.write_text(content)
+        assert locks.restore(repository) == []
+        assert lock.read_text() == content
+    lock.write_text(lock_of("check", "train@plain"))
+    locks.keep(repository)
+    assert locks.copy_of(repository, lock).read_text() == lock.read_text()
+
+
+def test_a_study_goes_on_after_its_lock_was_cut(project):
+    lock = project / "dvc.lock"
+    whole = lock.read_bytes()
+    project.run("dvc", "repro", "--quiet", "--force", "--single-item", "page")
+    for content in (b"", whole[: len(whole) // 2]):
+        lock.write_bytes(content)
+        done = project.run("selfdistill", "check")
+        assert "dvc.lock: it was cut by a kill; put back" in done.stdout
+        assert project.changed() == set()
+        lock.write_bytes(content)
+        done = project.run("snakemake", "--cores", "1")
+        assert "put back" in done.stderr
+        assert "Nothing to be done" in done.stdout + done.stderr
+        assert locks.stages(lock.read_bytes()) == locks.stages(whole)
+
+
+def test_snakemake_goes_on_where_another_was_killed(project):
+    """Its locks and its list of half-made files stay behind a SIGKILL."""
+    stale = project / ".snakemake/locks"
+    stale.mkdir(parents=True, exist_ok=True)
+    for name in ("0.input.lock", "0.output.lock"):
+        (stale / name).write_text("results/index.html\n")
+    assert "Nothing to be done" in project.run("snakemake", "--cores", "1").stderr
+    stale.mkdir(exist_ok=True)  # Snakemake removes it when it ends
+    (stale / "0.output.lock").write_text("results/index.html\n")
+    (project / ".work").mkdir(exist_ok=True)
+    with open(project / ".work/snakemake.lock", "w") as file:  # another one is alive
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = project.run("snakemake", "--cores", "1", "--forcerun", "page", ok=False)
+        assert done.returncode != 0
+        assert (stale / "0.output.lock").is_file()
+    (stale / "0.output.lock").unlink()
+
+
+def test_a_question_removes_nothing_and_a_run_says_what_it_removes(project):
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    gone = content["methods"].pop()
+    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    hosts = sorted((project / "results/hosts").rglob(f"{gone}/*.json"))
+    assert hosts
+    for question in (["-n"], ["--dag"], ["--summary"], ["--list"]):
+        project.run("snakemake", *question)
+        assert all(path.is_file() for path in hosts)
+    done = project.run("snakemake", "--cores", "2")
+    assert "results of cells that params.yaml no longer lists" in done.stderr
+    assert not any(path.is_file() for path in hosts)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"studdy": "x"}, "--config studdy: unknown key; did you mean 'study'?"),
+        ({"study": "digit-all"}, "did you mean 'digits-all'?"),
+        ({"runtime": "2h"}, "--config runtime: '2h' is not allowed; allowed: whole minutes, from 1"),
+        ({"mem_mb": 0}, "--config mem_mb: '0' is not allowed; allowed: whole MB, from 1"),
+    ],
+)
+def test_what_snakemake_is_told_is_checked(config, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        pipeline.asked(config)
+
+
+def test_what_snakemake_is_told_is_taken(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert pipeline.asked({"study": "digits-all", "runtime": 30}) == (Path("studies/digits-all"), {"runtime": 30})
+    assert pipeline.asked({}) == (Path(), {})
