@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from functools import cache
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 STUDY = ROOT / "studies" / "cifar100-resnet18"
 TRAIN_SHARE = 0.7  # of the time, before anything is measured; a later run on the machine trains alone
 PACKING = 2.0  # seconds kept for the last file
+LONGEST = 300  # seconds that a process of its own may take
 FIRST_EVALUATION = 2.0  # seconds that saving and evaluating a cell is expected to take before one has
 CPU_IMAGES, MADE_IMAGES = (1000, 500), (300, 100)  # training and validation images of a small run
 STARTED = time.monotonic()
@@ -39,13 +40,16 @@ class TimeUp(BaseException):
 def main() -> int:
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
+    # what was found and trained in one mode, or of made images, is nothing to another
+    options.state /= ("cpu" if options.cpu else "gpu") + ("" if options.data else "-made")
     options.state.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "log.txt")
     study = read_study(options)
     os.environ.setdefault("SELFDISTILL_CHECKPOINTS", str(options.state / "checkpoints"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(options.state / "compiled"))
     signal.signal(signal.SIGALRM, time_is_up)
-    signal.setitimer(signal.ITIMER_REAL, max(options.seconds - PACKING - elapsed(), 0.1))
+    signal.signal(signal.SIGTERM, asked_to_stop)
+    signal.setitimer(signal.ITIMER_REAL, max(options.seconds - PACKING - elapsed(), 0.1), 1)  # again, if one is lost
     try:
         from selfdistill.training import determinism
 
@@ -62,8 +66,10 @@ def main() -> int:
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    pack(study, options)
+    pack(study, options, log)
     gather_checks(options)
+    for file in options.state.glob("speed.*"):
+        shutil.copy2(file, options.out / file.name)
     faults = f"; {log.faults} parts FAILED, see {log.file.name}" if log.faults else ""
     log(f"stopped after {elapsed():.0f} s{faults}")
     return int(log.faults > 0)
@@ -81,10 +87,8 @@ def work(study, options, log) -> None:
         train_cells(study, options, log, until=TRAIN_SHARE * options.seconds)
         for name in methods.names():
             check(name, study, options, log)
-        measure_speed(options, log)
-        measured.touch()
-    for file in options.state.glob("speed.*"):
-        shutil.copy2(file, options.out / file.name)
+        if measure_speed(options, log):
+            measured.touch()
     train_cells(study, options, log, until=options.seconds)
 
 
@@ -110,6 +114,13 @@ def elapsed() -> float:
 
 def time_is_up(*_: object) -> None:
     raise TimeUp
+
+
+def asked_to_stop(number: int, _: object) -> None:
+    """A training saves its state first; whatever else runs ends here."""
+    Deadline.signal = number
+    if not Deadline.training:
+        raise TimeUp
 
 
 class Log:
@@ -215,28 +226,43 @@ def apart(options, *arguments: str) -> subprocess.CompletedProcess:
     """Run gpu_measure.py to its end, or until the time is up."""
     command = [sys.executable, str(Path(__file__).with_name("gpu_measure.py")), *arguments]
     flags = ["--cpu"] if options.cpu else []
-    return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run([*command, *flags], capture_output=True, text=True, check=False, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"took more than {LONGEST} s")
 
 
 def check(method: str, study, options, log: Log) -> list[dict]:
     """A few dozen steps of a method in each mode, once on a machine; what was found of each mode."""
-    file = options.state / "checks" / f"{method}.jsonl"
+    file = options.state / "checks" / f"{method}-{code_of(method)}.jsonl"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        done = apart(options, "check", method, str(partial))
+        half = file.with_suffix(".partial")
+        half.unlink(missing_ok=True)
+        done = apart(options, "check", method, str(half))
         if done.returncode:
             error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            with open(partial, "a") as lines:
+            with open(half, "a") as lines:
                 lines.write(json.dumps({"method": method, "right": False, "error": error}) + "\n")
             log.file.write(done.stderr)
-        partial.replace(file)
-        for entry in (json.loads(line) for line in file.read_text().splitlines()):
+        entries = [json.loads(line) for line in half.read_text().splitlines()]
+        if any("left_out" in entry for entry in entries):  # the package may be there another time
+            half.unlink()
+        else:
+            half.replace(file)
+        for entry in entries:
             said = "left out: " + entry["left_out"] if "left_out" in entry else ""
             said = said or ("right" if entry["right"] else f"WRONG {entry}")
             log(f"check {method} {entry.get('mode', '')}: {said}")
+        return entries
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def code_of(method: str) -> str:
+    """A hash of the code that a training with this method executes."""
+    from selfdistill.stages import plan
+
+    return plan.code_of(*plan.TRAINING, *plan.method_files(method))[:12]
 
 
 def gather_checks(options) -> None:
@@ -274,13 +300,14 @@ def needs_of(method: str) -> list[str]:
     return methods.executed(method)["needs"]
 
 
-def measure_speed(options, log: Log) -> None:
+def measure_speed(options, log: Log) -> bool:
     done = apart(options, "speed", str(options.state))
     log.file.write(done.stdout + done.stderr)
     if done.returncode:
         log(f"speed FAILED: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}")
-    else:
-        log("speed measured")
+        return False
+    log("speed measured")
+    return True
 
 
 # ---- cells ----
@@ -289,10 +316,12 @@ def measure_speed(options, log: Log) -> None:
 class Deadline:
     """An interruption that comes when it is time to save and evaluate, and with SIGTERM."""
 
+    signal = 0  # that came, in any part of this run
+    training = False
+
     def __init__(self, until: float) -> None:
-        self.until, self.signal = until, 0
+        self.until = until
         self.evaluating: list[float] = []  # seconds that each cell took to save and evaluate
-        signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "signal", number))
 
     @property
     def received(self) -> int:
@@ -322,11 +351,13 @@ def train_cells(study, options, log: Log, until: float) -> None:
             train(study, options, model, method, seed, deadline, log)
         except Interrupted as stop:
             log(f"{method}, seed {seed}: {stop}")
+            if Deadline.signal:
+                raise TimeUp from None
             break
         except Exception as error:
             log(f"{method}, seed {seed} FAILED: {type(error).__name__}: {str(error)[:300]}")
             log.file.write(traceback.format_exc())
-        pack(study, options)
+        pack(study, options, log)
 
 
 def missing_package(method: str) -> str | None:
@@ -354,7 +385,11 @@ def train(study, options, model: str, method: str, seed: int, deadline: Deadline
         return
     study.recipe = changed(study.recipe, **mode)
     device = determinism.apply(study.recipe)
-    train_seed(study, training_plan(study, model, method), seed, device, ALONE, deadline, {})  # no DVC there
+    Deadline.training = True
+    try:
+        train_seed(study, training_plan(study, model, method), seed, device, ALONE, deadline, {})  # no DVC there
+    finally:
+        Deadline.training = False
     started = elapsed()
     test = open_test(study.data_folder / "test", device)
     predictions = study.results / "predictions" / model / method / f"{seed}.safetensors"
@@ -366,29 +401,36 @@ def train(study, options, model: str, method: str, seed: int, deadline: Deadline
     log(f"{method}, seed {seed}, {mode}: {study.recipe.epochs} epochs in {host['seconds']:.1f} s, test {exits} %")
 
 
-def pack(study, options) -> None:
-    """All records of this machine, a line each, in the form that `selfdistill records import` reads."""
+def pack(study, options, log: Log) -> None:
+    """All records of this machine, a line each, in the form that `selfdistill records import` reads; but for cells that
+    were brought from elsewhere before, of which a teacher may have been trained here again."""
     model, lines = study.models[0], []
     for path in sorted((study.results / "records" / model).glob("*/*.json")):
         cell = f"{model}/{path.parent.name}/{path.stem}"
-        lines.append(
-            line_of(path, study.results / f"hosts/{cell}.json", study.results / f"predictions/{cell}.safetensors")
-        )
+        if (STUDY / f"results/records/imported/{cell}.json").is_file():
+            continue
+        line = options.state / "lines" / f"{cell}.json"
+        work = partial(write_line, study, path, cell, line)
+        fresh = line.is_file() and line.stat().st_mtime_ns >= path.stat().st_mtime_ns
+        if fresh or attempt(log, f"packing {cell}", work):
+            lines.append(line.read_text())
     if lines:
         packed = gzip.compress("".join(lines).encode(), mtime=0)
-        partial = options.out / "records.partial"
-        partial.write_bytes(packed)
-        os.replace(partial, options.out / "records.jsonl.gz")
+        half = options.out / "records.partial"
+        half.write_bytes(packed)
+        os.replace(half, options.out / "records.jsonl.gz")
 
 
-@cache
-def line_of(record_file: Path, host: Path, predictions: Path) -> str:
+def write_line(study, record_file: Path, cell: str, line: Path) -> None:
     """A run as `selfdistill records export` packs it, with what it says of each test image."""
+    from selfdistill.files import write_atomically
     from selfdistill.reporting import per_image
 
     record = json.loads(record_file.read_text())
-    images = per_image.encoded(per_image.of_predictions(predictions, record))
-    return json.dumps({"record": record, "host": json.loads(host.read_text()), "images": images}) + "\n"
+    host = json.loads((study.results / f"hosts/{cell}.json").read_text())
+    found = per_image.of_predictions(study.results / f"predictions/{cell}.safetensors", record)
+    entry = {"record": record, "host": host, "images": per_image.encoded(found)}
+    write_atomically(line, (json.dumps(entry) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def run_there(tmp_path: Path, out: str, seconds: int) -> tuple[subprocess.Comple
 
 
 def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
-    half = tmp_path / "state/data/prepared/cifar100/test/test.safetensors"  # a preparation that failed
+    half = tmp_path / "state/cpu-made/data/prepared/cifar100/test/test.safetensors"  # a preparation that failed
     half.parent.mkdir(parents=True)
     half.write_text("half")
     done, first = run_there(tmp_path, "first", 25)
@@ -90,7 +90,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     assert set(files) <= {"check.json", "log.txt", "records.jsonl.gz", "speed.json", "speed.md", "speed.png"}
     assert all(path.stat().st_size < 2**24 for path in (tmp_path / "first").iterdir())
 
-    (tmp_path / "state/measured").touch()
+    (tmp_path / "state/cpu-made/measured").touch()
     done, entries = run_there(tmp_path, "second", 25)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout

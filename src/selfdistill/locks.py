@@ -6,6 +6,7 @@ cut.  A stage whose entry is newer than the copy is not lost: DVC's run cache an
 """
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -17,23 +18,34 @@ COPIES = Path(".work/locks")
 
 def keep(root: Path) -> None:
     """Copy each lock of the repository that is whole; called when a stage begins."""
-    for lock in locks(root):
-        content, copy = lock.read_bytes(), copy_of(root, lock)
-        if (copy.read_bytes() if copy.is_file() else None) != content and is_whole(root, lock, content):
-            write_atomically(copy, content)
+    with suppress(OSError):  # a full disk stops the stage where it writes what matters
+        for lock in locks(root):
+            content, copy = lock.read_bytes(), copy_of(root, lock)
+            if (copy.read_bytes() if copy.is_file() else None) != content and not is_cut(root, lock, content):
+                write_atomically(copy, content)
 
 
 def restore(root: Path) -> list[str]:
-    """Put back each lock of the repository that was cut, from its copy or else from Git; a line about each."""
+    """Put back each lock of the repository that was cut, from its copy or else from Git; a line about each.
+
+    Nothing is done while a DVC is alive that may be rewriting one.  What was there is kept beside the copy.
+    """
+    if not any(is_cut(root, lock, lock.read_bytes()) for lock in locks(root)):
+        return []
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
     lines = []
-    for lock in locks(root):
-        content, copy = lock.read_bytes(), copy_of(root, lock)
-        if b"<<<<<<<" in content or is_whole(root, lock, content):
-            continue
-        whole, source = (copy.read_bytes(), "its copy in .work") if copy.is_file() else (in_git(root, lock), "Git")
-        if whole is not None:
-            write_atomically(lock, whole)
-            lines.append(f"{lock.relative_to(root)}: it was cut by a kill; put back from {source}")
+    with suppress(LockError), Repo(root) as repo, repo.lock:
+        for lock in locks(root):
+            content, copy = lock.read_bytes(), copy_of(root, lock)
+            if not is_cut(root, lock, content):
+                continue
+            whole, source = (copy.read_bytes(), "its copy in .work") if copy.is_file() else (in_git(root, lock), "Git")
+            if whole is not None:
+                write_atomically(copy.with_suffix(".cut"), content)
+                write_atomically(lock, whole)
+                lines.append(f"{lock.relative_to(root)}: it was cut by a kill; put back from {source}")
     return lines
 
 
@@ -46,34 +58,34 @@ def copy_of(root: Path, lock: Path) -> Path:
     return root / COPIES / lock.relative_to(root)
 
 
-def is_whole(root: Path, lock: Path, content: bytes) -> bool:
-    """Whether a lock can be read and, unless it is the one in Git, has all that its copy has.
+def is_cut(root: Path, lock: Path, content: bytes) -> bool:
+    """Whether a lock ends too early: it cannot be read, its last entry lacks a hash, or it is the start of its copy.
 
-    A cut takes the last entries and, of the one before, the last lines, which are of its outputs.
+    A lock of other stages or outputs is not cut, nor is the one that Git has, nor one with the marks of a merge.
     """
-    found, copy = stages(content), copy_of(root, lock)
-    before = (stages(copy.read_bytes()) if copy.is_file() else None) or {}
-    if found and before.keys() <= found.keys():
-        last = list(found)[-1]
-        if found[last] and before.get(last, set()) <= found[last]:
-            return True
-    return content == in_git(root, lock)
+    if b"<<<<<<<" in content:
+        return False
+    copy = copy_of(root, lock)
+    before = copy.read_bytes() if copy.is_file() else b""
+    beginning = len(content) < len(before) and before.startswith(content)
+    return (beginning or not ends_well(content)) and content != in_git(root, lock)
 
 
-def stages(content: bytes) -> dict[str, set[str]] | None:
-    """The outputs of a lock's entries that have a hash, by the stage's name in the file's order; None for no lock."""
+def ends_well(content: bytes) -> bool:
+    """Whether it can be read as a lock, and its last entry has outputs with a hash each."""
     try:
-        found = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return {
-            name: {out["path"] for out in entry.get("outs", ()) if len(out.get("md5", "").removesuffix(".dir")) == 32}
-            for name, entry in found["stages"].items()
-        }
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return None
+        entries = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+        outs = list(entries.values())[-1]["outs"]
+        return bool(outs) and all(len(out["md5"].removesuffix(".dir")) == 32 for out in outs)
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def in_git(root: Path, lock: Path) -> bytes | None:
     """The lock as Git has it, staged or committed."""
     name = lock.relative_to(root).as_posix()
-    done = subprocess.run(["git", "-C", str(root), "show", f":{name}"], capture_output=True, check=False)
+    try:
+        done = subprocess.run(["git", "-C", str(root), "show", f":{name}"], capture_output=True, check=False)
+    except FileNotFoundError:  # no Git here
+        return None
     return done.stdout if done.returncode == 0 else None

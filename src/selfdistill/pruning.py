@@ -8,18 +8,22 @@ from pathlib import Path
 from selfdistill.config import Study, read_study
 
 
-def forget(folder: Path) -> None:
-    """Remove results of cells that the study in `folder` no longer lists, and say how many there were."""
+def forget(folder: Path) -> list[Path]:
+    """Remove results of cells that the study in `folder` no longer lists, and say how many; returns their paths."""
     study = read_study(folder / "params.yaml")
     results = folder / study.results
     removed = prune(study, results)
     if not removed:
-        return
+        return []
     print(f"{results}: removed {len(removed)} results of cells that params.yaml no longer lists", file=sys.stderr)
     command = ["git", "ls-files", "--deleted", "--", str(results)]
     tracked = len(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
     if tracked:
-        print(f"{results}: {tracked} of them are in Git; `git restore {results}` brings these back", file=sys.stderr)
+        print(
+            f"{results}: {tracked} files of Git are not there; `git restore {results}` brings them back",
+            file=sys.stderr,
+        )
+    return removed
 
 
 def prune(study: Study, results: Path) -> list[Path]:

@@ -53,4 +53,5 @@ def check(options: Namespace) -> None:
 def prune(options: Namespace) -> None:
     from selfdistill.pruning import forget
 
-    forget(STUDY.parent)
+    for path in forget(STUDY.parent):
+        print(f"removed {path}")

@@ -127,15 +127,14 @@ def train_seed(
             world=world,
         )
     if world.rank == 0:
-        finished.keep(waiting, lambda target: write_run(target, {**inputs, "key": key}, cell, trained, taught), folder)
-        described = json.loads((folder / "run.json").read_text())
-        host.note(
-            study.host_file(model, variant, seed),
-            described,
-            device=device,
-            seconds=trained.seconds,
-            processes=world.size,
-        )
+
+        def write(target: Path) -> None:
+            write_run(target, {**inputs, "key": key}, cell, trained, taught)
+            described = json.loads((target / "run.json").read_text())
+            file, seconds = study.host_file(model, variant, seed), trained.seconds
+            host.note(file, described, device=device, seconds=seconds, processes=world.size)
+
+        finished.keep(waiting, write, folder)  # the host's file first: a run that is whole is never trained again
         checkpoints.clear()
 
 
