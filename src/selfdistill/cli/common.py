@@ -29,6 +29,14 @@ def add_command(
     return sub
 
 
+def add_preparation(sub: argparse.ArgumentParser) -> None:
+    """How a folder of images is to be prepared."""
+    sub.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+
+
 def read_study(file: Path) -> "Study":
     from selfdistill import config
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfdistill.cli.common import Commands, add_command, catalogue_folder
+from selfdistill.cli.common import Commands, add_command, add_preparation, catalogue_folder
 from selfdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("name", help="of the data set")
     sub.add_argument("folder", type=Path, help="that holds the images; it stays where it is")
-    sub.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+    add_preparation(sub)
 
 
 def fetch(options: Namespace) -> None:

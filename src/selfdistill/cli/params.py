@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
         "stage: validate a params.yaml",
         "Validate a study before any work. Every fault is told at once: key path, value, what is allowed. Exit "
         "code 2 if there is one; nothing is written then. A dvc.lock that a kill cut is put back. With --write, as the "
-        "pipeline's first stage, also write "
-        "results/plan: the parameters of each training and a hash of the code that it executes.",
+        "pipeline's first stage, also write results/plan: the parameters of each training and a hash of the code that "
+        "it executes.",
     )
     sub.add_argument("file", nargs="?", type=Path, default=STUDY, help="a study's params.yaml (default: %(default)s)")
     sub.add_argument("--write", action="store_true", help="write results/plan beside the file")
@@ -30,12 +30,6 @@ def add(commands: Commands) -> None:
     )
 
 
-def root_of(file: Path) -> Path:
-    """The repository's top: the nearest folder above a file that DVC was set up in, or else the file's own."""
-    above = file.absolute().parents
-    return next((folder for folder in above if (folder / ".dvc").is_dir()), above[0])
-
-
 def check(options: Namespace) -> None:
     if options.write:
         from selfdistill.stages.plan import write_plan
@@ -44,9 +38,9 @@ def check(options: Namespace) -> None:
     else:
         from selfdistill.locks import restore
 
-        for line in restore(root_of(options.file)):
-            print(line)
         study = read_study(options.file)
+        for line in restore(options.file.parent / study.root):
+            print(line)
     print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 
 

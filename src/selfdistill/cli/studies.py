@@ -5,7 +5,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from selfdistill.cli.common import Commands, add_command, catalogue_folder
+from selfdistill.cli.common import Commands, add_command, add_preparation, catalogue_folder
 from selfdistill.errors import UserError
 
 
@@ -48,10 +48,7 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("name", help="of the data set and of the study")
     sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="that holds the images")
-    sub.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the prepared images, 4 to 4096 (default: by them)"
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+    add_preparation(sub)
 
 
 def list_studies(options: Namespace) -> None:
