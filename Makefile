@@ -9,6 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro study test lint install lock clean
 
 repro: install
+	@workflow/run study use default
 	workflow/run check
 	workflow/run prune
 	dvc repro
@@ -16,7 +17,8 @@ repro: install
 
 # make study STUDY=fashion-mnist: the same for a study of studies/, which is shown to DVC first (.dvcignore)
 study: install
-	cd studies/$(STUDY) && ../../workflow/run check && ../../workflow/run prune && echo '!dvc.yaml' > .dvcignore
+	@workflow/run study use "$(STUDY)"
+	cd studies/$(STUDY) && ../../workflow/run check && ../../workflow/run prune
 	dvc repro studies/$(STUDY)/dvc.yaml
 	@echo "The page: $(CURDIR)/studies/$(STUDY)/results/index.html"
 
@@ -37,6 +39,8 @@ install: $(BIN)/.installed
 # build than the one that the machine offers locally. The lock is a list of constraints, so that one
 # file fits machines with a GPU (which need torch's CUDA packages) and without.
 $(BIN)/.installed: pyproject.toml requirements.lock
+	@git rev-parse --git-dir >/dev/null 2>&1 || \
+		{ echo "not a Git repository, and DVC needs one; make it one: git init && git add --all"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,7 +4,7 @@
 
 Digits, 150 epochs, two methods at a time; every method that needs no teacher, and DR-KD with its own.  The
 moments are uniform over the time that an undisturbed run takes, loading of PyTorch included.  Prints a
-Markdown table; exit code 1 if a byte differs.  The digits must be prepared: dvc repro data/dvc.yaml:prepare@digits
+Markdown table; exit code 1 if a byte differs.  The digits must be prepared: dvc repro data/sets/digits/dvc.yaml:prepare
 """
 
 import datetime

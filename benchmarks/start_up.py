@@ -3,7 +3,7 @@
     python benchmarks/start_up.py [ROUNDS]
 
 Starts `selfdistill train` on a study of its own and stops the clock at the first checkpoint, which is
-written after the first step.  The digits must be prepared: dvc repro data/dvc.yaml:prepare@digits
+written after the first step.  The digits must be prepared: dvc repro data/sets/digits/dvc.yaml:prepare
 """
 
 import datetime

@@ -47,7 +47,7 @@ def run(*command: str | Path, cwd: Path = ROOT, first: Path = BIN, **variables: 
 def checkout(folder: Path) -> Path:
     """A clone with the cut-down study and nothing of any result."""
     run("git", "clone", "--quiet", ROOT, folder)
-    for path in ("dvc.lock", "data/dvc.lock"):
+    for path in ("dvc.lock", "data/sets/digits/dvc.lock"):
         (folder / path).unlink()
     shutil.rmtree(folder / "results")
     study = yaml.safe_load((folder / "params.yaml").read_text()) | CUT
@@ -58,7 +58,8 @@ def checkout(folder: Path) -> Path:
 
 def locked(folder: Path) -> dict[str, dict]:
     """The stages of both locks. Which of two parallel stages comes first in the file is chance."""
-    locks = {path: yaml.safe_load((folder / path).read_text())["stages"] for path in ("dvc.lock", "data/dvc.lock")}
+    paths = "dvc.lock", "data/sets/digits/dvc.lock"
+    locks = {path: yaml.safe_load((folder / path).read_text())["stages"] for path in paths}
     return {f"{path}:{name}": stage for path, stages in locks.items() for name, stage in stages.items()}
 
 
@@ -133,7 +134,10 @@ def main(work: Path) -> None:
     fact(len(by_dvc) == len(stages), f"each by the environment's DVC: {len(by_dvc)}")
     ours, theirs = locked(plain), stages
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    fact(not differing, f"dvc.lock and data/dvc.lock: the same {len(ours)} stages and hashes {differing or ''}")
+    fact(
+        not differing,
+        f"dvc.lock and data/sets/digits/dvc.lock: the same {len(ours)} stages and hashes {differing or ''}",
+    )
     before, after = rendered(plain), rendered(conda)
     differing = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     fact(not differing, f"{len(before)} tables, figures and pages: the same to the byte {differing or ''}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import dump_yaml, load_yaml
 
 from selfdistill.cli import main
 from selfdistill.config import read_study
-from selfdistill.schema import ConfigError
+from selfdistill.schema import ConfigError, as_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
 SOUND = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -34,7 +35,6 @@ BROKEN = [
     ("recipe.batch_size", 33, "leaves one of the 100"),
     ("recipe.learning_rate", 0, "greater than 0"),
     ("recipe.learning_rate", -0.1, "-0.1"),
-    ("recipe.learning_rate", "1e-1", "decimal point"),
     ("recipe.learning_rate", float("nan"), "finite"),
     ("recipe.learning_rate", float("inf"), "Infinity"),
     ("recipe.learning_rate", [0.1], "number"),
@@ -123,6 +123,44 @@ def refusal(path: Path, capsys) -> str:
     assert main(["check", str(path)]) == 2
     assert sorted(path.parent.rglob("*")) == before, "a check writes nothing"
     return capsys.readouterr().err
+
+
+FOREIGN = "0o17 017 1_000 yes No on OFF 08 010 1:30 1:30.5 2020-01-01 0b11 1_0.5 0_8 1_e5 !!int 2020-01-01t21:59:43Z"
+
+
+@pytest.mark.parametrize("text", FOREIGN.split())
+def test_what_versions_of_yaml_read_differently_is_refused_with_its_place(text, tmp_path):
+    (tmp_path / "params.yaml").write_text(f"a: 1\nb: [x, {text.replace('!!int', '!!int 08')}]\n")
+    with pytest.raises(ConfigError, match=r"params.yaml: line 2, column 8: ") as error:
+        read_yaml(tmp_path / "params.yaml")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_numbers_that_dvc_writes_are_numbers(tmp_path):
+    path = tmp_path / "params.yaml"
+    written = [5e-05, 1e3, 1e22, 0.1, -3e-10, 0, 12, 1.5, True, None, "0-4", "x y", "", "08", "1e3"]
+    dump_yaml(path, {"values": written})
+    assert "5e-05" in path.read_text()
+    assert read_yaml(path)["values"] == written
+    assert [type(v) for v in read_yaml(path)["values"]] == [type(v) for v in written]
+    path.write_text("values: [5e-05, 1e3, +.5, 2.E+4, .inf, 0x1F, +1, ~, y, 3f]\n")
+    assert read_yaml(path)["values"] == [5e-05, 1000.0, 0.5, 20000.0, float("inf"), 31, 1, None, "y", "3f"]
+
+
+def test_text_that_is_written_is_text_for_dvc_and_for_us(tmp_path):
+    texts = ["08", "010", "5e-05", "1e3", "no", "On", "0o17", "1:30", "2020-01-01", "1_000", "<<", "=", "~", "", "a: b"]
+    texts += ["null", "0x1F", ".5", "plain", "zwei Wörter", "#1", "two\nlines", "-", "0b1", "'"]
+    content = {text: [text] for text in texts}
+    (tmp_path / "a.yaml").write_text(as_yaml(content))
+    assert read_yaml(tmp_path / "a.yaml") == load_yaml(tmp_path / "a.yaml") == content
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    for key in ("root", "own"):
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(broken(key, "x" * 256)))
+        with pytest.raises(ConfigError, match=rf'params.yaml: {key}: "x+\.\.\. is not'):
+            read_study(path)
 
 
 def test_the_shipped_studies_are_in_order(capsys):

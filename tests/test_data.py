@@ -549,7 +549,7 @@ def test_a_seeds_images_are_those_that_its_record_names(tiny_study):
 @pytest.mark.parametrize("stage", ["fetch", "prepare"])
 def test_a_data_set_depends_on_all_code_that_makes_it(stage):
     """What DVC does not know of cannot make a data set stale.  Reading and writing files is no form of data."""
-    declared = yaml.safe_load((ROOT / "data/dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    declared = yaml.safe_load((ROOT / "data/sets/digits/dvc.yaml").read_text())["stages"][stage]["deps"]
     readers = {entry.reader for entry in read_catalogue(ROOT / "data/params.yaml").datasets.values()} | {"folder"}
     # a list of a folder's files is verified by the hash of the catalogue, whatever code makes it
     stop = [
@@ -559,7 +559,7 @@ def test_a_data_set_depends_on_all_code_that_makes_it(stage):
         parts = [stage, *([reader] if stage == "prepare" else [])]
         kept_out = [PACKAGE / "__init__.py", *(path for path in stop if path.stem != reader)]
         used = closure([PACKAGE / "data" / f"{part}.py" for part in parts], kept_out)
-        paths = {path.removeprefix("../src/selfdistill/").replace("${item.reader}", reader) for path in declared}
+        paths = {path.removeprefix("../src/selfdistill/").replace("${reader}", reader) for path in declared}
         loaded = {path.relative_to(PACKAGE).as_posix() for path in used}
         assert loaded - paths <= {
             "__init__.py",
@@ -568,7 +568,7 @@ def test_a_data_set_depends_on_all_code_that_makes_it(stage):
             "files.py",
             "errors.py",
         }
-        assert paths - loaded <= {"raw/${key}", "data/mirror.py", "data/pickles.py"}, reader
+        assert paths - loaded <= {"raw/${name}", "data/mirror.py", "data/pickles.py"}, reader
 
 
 # ---- what belongs together, and what pixels mean ----

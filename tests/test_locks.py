@@ -2,12 +2,15 @@
 
 import fcntl
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from dvc.fs import localfs
 from dvc.repo import Repo
+from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
 from selfdistill import locks, pipeline
 from selfdistill.schema import ConfigError
@@ -76,6 +79,21 @@ def test_nothing_is_put_back_while_a_dvc_is_alive(repository):
     assert locks.restore(repository)
 
 
+def test_a_cut_list_of_the_files_in_use_is_emptied(repository):
+    path = repository / ".dvc/tmp/rwlock"
+    for cut in ("", '{"read": {"/x": [{"pid"'):
+        path.write_text(cut)
+        with pytest.raises(RWLockFileCorruptedError), used(repository):
+            pass
+        assert locks.restore(repository) == [".dvc/tmp/rwlock: it was cut by a kill; emptied"]
+        with used(repository):
+            assert locks.restore(repository) == []
+
+
+def used(root: Path):
+    return rwlock(str(root / ".dvc/tmp"), localfs, "test", [str(root / "a")], [], hardlink=False)
+
+
 def test_without_a_copy_the_lock_of_git_is_put_back(repository):
     (repository / "dvc.lock").write_bytes(b"")
     assert locks.restore(repository) == ["dvc.lock: it was cut by a kill; put back from Git"]
@@ -111,22 +129,31 @@ def test_a_study_goes_on_after_its_lock_was_cut(project):
         assert yaml.safe_load(lock.read_bytes())["stages"].keys() == yaml.safe_load(whole)["stages"].keys()
 
 
-def test_snakemake_goes_on_where_another_was_killed(project):
+def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_forced(project):
     """Its locks and its list of half-made files stay behind a SIGKILL."""
     stale = project / ".snakemake/locks"
     stale.mkdir(parents=True, exist_ok=True)
     for name in ("0.input.lock", "0.output.lock"):
         (stale / name).write_text("results/index.html\n")
-    assert "Nothing to be done" in project.run("snakemake", "--cores", "1").stderr
-    stale.mkdir(exist_ok=True)  # Snakemake removes it when it ends
-    (stale / "0.output.lock").write_text("results/index.html\n")
-    (project / ".work").mkdir(exist_ok=True)
-    with open(project / ".work/snakemake.lock", "w") as file:  # another one is alive
+    rendered = (project / "results/index.html").stat().st_mtime_ns
+    project.run("snakemake", "--cores", "1", "--forcerun", "page")
+    assert (project / "results/index.html").stat().st_mtime_ns > rendered
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    lock = project / ".work/snakemake/default.lock"
+    with open(lock, "r+") as file:  # another one is alive
         fcntl.flock(file, fcntl.LOCK_EX)
         done = project.run("snakemake", "--cores", "1", "--forcerun", "page", ok=False)
         assert done.returncode != 0
-        assert (stale / "0.output.lock").is_file()
-    (stale / "0.output.lock").unlink()
+        assert f"another snakemake (process {lock.read_text().strip()}) runs this study" in done.stderr
+        assert "Traceback" not in done.stderr
+    with Repo(str(project.folder)) as repo, repo.lock:  # a DVC that is at work is waited for
+        said = project / ".work/said"
+        with said.open("w") as file:
+            waiting = subprocess.Popen(["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file)
+        while "Waiting to acquire lock" not in said.read_text():
+            assert waiting.poll() is None
+            time.sleep(0.1)
+    assert waiting.wait(timeout=240) == 0
 
 
 def test_a_question_removes_nothing_and_a_run_says_what_it_removes(project):
@@ -146,6 +173,7 @@ def test_a_question_removes_nothing_and_a_run_says_what_it_removes(project):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ({"study": "x" * 256}, "--config study: .*known: default"),
         ({"studdy": "x"}, "--config studdy: unknown key; did you mean 'study'?"),
         ({"study": "digit-all"}, "did you mean 'digits-all'?"),
         ({"runtime": "2h"}, "--config runtime: '2h' is not allowed; allowed: whole minutes, from 1"),

@@ -52,14 +52,14 @@ def test_forced_again_every_output_is_equal_to_the_byte(project):
 
 
 def test_snakemake_gives_the_results_and_the_lock_of_dvc(project):
-    before = lock(project), lock(project, "data/dvc.lock"), rendered(project)
-    for path in ("dvc.lock", "data/dvc.lock"):
+    before = lock(project), lock(project, "data/sets/digits/dvc.lock"), rendered(project)
+    for path in ("dvc.lock", "data/sets/digits/dvc.lock"):
         (project / path).unlink()
     for path in ("results", ".dvc/cache", ".work", "data/raw", "data/prepared"):
         shutil.rmtree(project / path)
     project.run("git", "checkout", "--", "results/hosts")  # who measured it first is no output
     project.run("snakemake", "--cores", "2")
-    assert (lock(project), lock(project, "data/dvc.lock"), rendered(project)) == before
+    assert (lock(project), lock(project, "data/sets/digits/dvc.lock"), rendered(project)) == before
     assert project.changed() == set()
     assert nothing_to_do(project)
     report = project / "report.html"
@@ -380,7 +380,7 @@ def test_a_study_of_studies_resolves_through_the_shared_file(project):
     content = yaml.safe_load((project / "studies/fashion-mnist/params.yaml").read_text())
     assert len([j for j in planned if "_train_" in j]) == len(content["methods"]) * len(content["seeds"])
     assert "check" not in planned or "studies_fashion_mnist_dvc_yaml_check" in planned
-    assert {"data_dvc_yaml_fetch_fashion_mnist", "data_dvc_yaml_prepare_fashion_mnist"} <= planned
+    assert {f"data_sets_fashion_mnist_dvc_yaml_{stage}" for stage in ("fetch", "prepare")} <= planned
     dry = project.run("dvc", "repro", "--dry", "studies/fashion-mnist/dvc.yaml", ok=False).stdout
     assert "run fetch fashion-mnist" in dry
 

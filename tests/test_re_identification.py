@@ -218,7 +218,7 @@ def found_again(tmp_path_factory):
     recipe = {"epochs": 24, "batch_size": 20, "learning_rate": 0.05, "crop_padding": 1, "flip": False}
     recipe |= {"device": "cpu", "determinism": "strict", "precision": "float32", "compile": False, "cuda_graphs": False}
     project.params(f"{STUDY}/params.yaml", **small, **{f"recipe.{key}": value for key, value in recipe.items()})
-    (project / STUDY / ".dvcignore").write_text("!dvc.yaml\n")
+    project.run("workflow/run", "study", "use", Path(STUDY).name)
     project.run("dvc", "repro", "--quiet", f"{STUDY}/dvc.yaml", SELFDISTILL_MIRROR=str(mirror))
     return project
 

@@ -99,7 +99,7 @@ def tested(tmp_path_factory):
         },
         **{f"recipe.{key}": value for key, value in recipe.items()},
     )
-    (project / STUDY / ".dvcignore").write_text("!dvc.yaml\n")
+    project.run("workflow/run", "study", "use", Path(STUDY).name)
     project.run("dvc", "repro", "--quiet", f"{STUDY}/dvc.yaml", SELFDISTILL_MIRROR=str(project / "mirror"))
     return project
 

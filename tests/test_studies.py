@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import copy_of_sources
 from dvc.repo import Repo
+from dvc.utils.serialize import load_yaml
 from PIL import Image
 
 from selfdistill import methods, studies
@@ -24,6 +25,7 @@ from selfdistill.config import read_study
 from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import build
+from selfdistill.showing import show
 from selfdistill.training.distributed import ALONE
 from selfdistill.training.engine import Run, Split, frozen
 from selfdistill.training.source import Resident
@@ -77,7 +79,7 @@ def resolved(tmp_path_factory) -> dict[str, list]:
     """The names and outputs of all stages of every study, as DVC resolves them together in one repository."""
     project = copy_of_sources(tmp_path_factory.mktemp("studies"))
     for name in NAMES:
-        (project / f"studies/{name}/.dvcignore").write_text("!dvc.yaml\n")
+        show(project / f"studies/{name}", read_study(project / f"studies/{name}/params.yaml"))
     started = time.perf_counter()
     with Repo(str(project.folder)) as repo:
         assert len(repo.index.graph) == len(repo.index.stages)  # no cycle, no output of two stages
@@ -262,7 +264,7 @@ def test_what_a_study_would_cost_and_what_has_run(tiny_study, capsys):
     assert "6 records of this checkout, 0 imported; weights of 6 cells in place, of 6 in DVC's cache" in text
     assert "at 2 TFLOP/s (given" in text
     done = tiny_study.run("selfdistill", "study", "show", "nothing", ok=False)
-    assert "there are default, " in done.stderr
+    assert "known: default, " in done.stderr
     done = tiny_study.run("selfdistill", "study", "show", "default", "--tflops", "0", ok=False)
     assert "--tflops 0.0 is not allowed" in done.stderr
     # the shapes that are told before data is prepared are those of prepared data
@@ -322,6 +324,20 @@ def test_a_folder_that_is_described_already_gets_its_study(here, capsys):
     assert main(["study", "new", "no", "--data", str(folder)]) == 1
     assert "has another data set 'no'" in capsys.readouterr().err
     assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("name", ["08", "1e3", "on"])
+def test_a_name_that_looks_like_a_number_is_a_name_for_dvc_too(name, here):
+    """And so are classes."""
+    folder = photos(here.parent / "photos")
+    for label in (0, 1):
+        (folder / f"class{label}").rename(folder / f"0{label}8")
+    assert main(["study", "new", name, "--data", str(folder)]) == 0
+    assert load_yaml(here / f"studies/{name}/params.yaml")["dataset"] == name
+    assert load_yaml(here / "data/params.yaml")["datasets"][name]["classes"] == ["008", "018"]
+    assert main(["study", "use", name]) == 0
+    assert load_yaml(here / f"data/sets/{name}/params.yaml") == {"name": name, "reader": "folder"}
+    assert read_study(here / f"studies/{name}/params.yaml").dataset == name
 
 
 @pytest.mark.parametrize(

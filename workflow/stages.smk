@@ -1,26 +1,50 @@
 # The resolved stages of the study, and how Snakemake sees their outputs.
 
+import os
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(ROOT / "src"))
 
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+
 from selfdistill.config import ConfigError
 from selfdistill.locks import restore
-from selfdistill.pipeline import asked, clear_stale_locks, read_stages
+from selfdistill.pipeline import asked, claim, clear_locks, forced, read_stages
 from selfdistill.pruning import forget
+
+def refuse(error):
+    sys.stderr.write(f"{error}\n")
+    sys.exit(2)
+
 
 try:
     FOLDER, ASKED = asked(config)
     if workflow.is_main_process:
-        clear_stale_locks()
+        clear_locks()
         for line in restore(ROOT):
             sys.stderr.write(f"{line}\n")
     STAGES = read_stages(FOLDER, mark=workflow.is_main_process)
 except ConfigError as error:
-    sys.stderr.write(f"{error}\n")
-    sys.exit(2)
+    refuse(error)
+except LockError:
+    refuse("another DVC runs a stage of this checkout; wait for it, and give the same command again")
+except DvcException as error:
+    refuse(str(error).partition("\n")[0])
+
+
+def begin():
+    """What a run does before its first job, and a question (-n, --dag, --report) does not."""
+    try:
+        claim(FOLDER)
+    except ConfigError as error:
+        refuse(error)
+    forget(FOLDER)
+    names = forced(workflow.dag_settings)
+    stages = (s.address for s in STAGES if names & {"all", rule_name(s), *s.outs})
+    os.environ["SELFDISTILL_FORCED"] = " ".join(stages)  # for the jobs, also those on other machines
 
 
 def resources_of(stage):

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a check takes a fraction of a second.
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -275,9 +275,10 @@ def network_faults(content: dict, folder: Path) -> Iterator[str]:
     """Networks that do not exist, and own files of the study that are missing or faulty."""
     own, files = content.get("own", NOTHING_OWN), []
     if isinstance(own, str) and own != NOTHING_OWN:
-        if not (folder / own).is_dir():
-            yield f"own: {own!r} is not a folder; allowed: a folder beside this file, or {NOTHING_OWN} for none"
-        files = sorted((folder / own).glob("*.py"))
+        if is_there(folder / own, Path.is_dir):
+            files = sorted((folder / own).glob("*.py"))
+        else:
+            yield f"own: {shown(own)} is not a folder; allowed: a folder beside this file, or {NOTHING_OWN} for none"
     try:
         known = models.names(own=files)
     except UserError as error:
@@ -304,8 +305,16 @@ def weight_faults(content: dict, folder: Path) -> Iterator[str]:
         if given.get("use") == "teacher" and name not in names_in(content, "teacher_models"):
             yield f'weights.{name}.use: "teacher" is not allowed; allowed: start, or a network of teacher_models'
         file = given.get("file")
-        if isinstance(file, str) and not (folder / file).is_file():
-            yield f"weights.{name}.file: {file!r} is not there; allowed: a safetensors file, seen from this file"
+        if isinstance(file, str) and not is_there(folder / file, Path.is_file):
+            yield f"weights.{name}.file: {shown(file)} is not there; allowed: a safetensors file, seen from this file"
+
+
+def is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is a file or folder; a name too long for the system is none."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def method_of(content: dict, name: str) -> str:
@@ -495,8 +504,8 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
     if not isinstance(root, str) or not root:
         return
     catalogue_path = folder / root / "data" / "params.yaml"
-    if not (folder / root / "src" / "selfdistill").is_dir() or not catalogue_path.is_file():
-        yield f"root: {root!r} is not the repository's top folder; allowed: the way there from this file"
+    if not is_there(folder / root / "src" / "selfdistill", Path.is_dir) or not catalogue_path.is_file():
+        yield f"root: {shown(root)} is not the repository's top folder; allowed: the way there from this file"
         return
     catalogue = read_catalogue(catalogue_path)
     dataset = content.get("dataset")

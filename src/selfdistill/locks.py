@@ -5,6 +5,7 @@ even parse.  So every stage keeps a copy of the locks before it begins, and whoe
 cut.  A stage whose entry is newer than the copy is not lost: DVC's run cache and finished seeds have what it made.
 """
 
+import json
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -26,16 +27,17 @@ def keep(root: Path) -> None:
 
 
 def restore(root: Path) -> list[str]:
-    """Put back each lock of the repository that was cut, from its copy or else from Git; a line about each.
+    """Put back each lock of the repository that was cut, from its copy or else from Git, and DVC's list of files in
+    use; a line about each.
 
     Nothing is done while a DVC is alive that may be rewriting one.  What was there is kept beside the copy.
     """
+    lines = mend_rwlock(root)
     if not any(is_cut(root, lock, lock.read_bytes()) for lock in locks(root)):
-        return []
+        return lines
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    lines = []
     with suppress(LockError), Repo(root) as repo, repo.lock:
         for lock in locks(root):
             content, copy = lock.read_bytes(), copy_of(root, lock)
@@ -49,8 +51,29 @@ def restore(root: Path) -> list[str]:
     return lines
 
 
+def mend_rwlock(root: Path) -> list[str]:
+    """Empty DVC's list of the files in use if a kill cut it, which DVC rewrites in place as well and then refuses."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if not path.is_file() or is_json(path):
+        return []
+    from dvc.lock import LockError, make_lock
+
+    with suppress(LockError), make_lock(f"{path}.lock", tmp_dir=str(path.parent)):
+        if not is_json(path):
+            path.write_text("{}")  # not another file: it may be a link
+            return [f"{path.relative_to(root)}: it was cut by a kill; emptied"]
+    return []
+
+
+def is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return False
+
+
 def locks(root: Path) -> list[Path]:
-    patterns = ("dvc.lock", "*/dvc.lock", "studies/*/dvc.lock")
+    patterns = ("dvc.lock", "studies/*/dvc.lock", "data/sets/*/dvc.lock")
     return sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
 
 

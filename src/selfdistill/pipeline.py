@@ -14,8 +14,11 @@ import networkx
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
+from selfdistill.checkout import require
 from selfdistill.config import read_study, seeds_of
 from selfdistill.schema import ConfigError, nearest, shown
+from selfdistill.showing import show
+from selfdistill.studies import folders
 
 MARKERS = Path(".work/stale")
 HELD: list[IO[str]] = []  # locks that this process keeps until it ends
@@ -55,10 +58,10 @@ def asked(config: dict[str, Any]) -> tuple[Path, dict[str, int]]:
         raise ConfigError(f"--config {unknown[0]}: unknown key; {nearest(unknown[0], known)}")
     folder = Path(".")
     if "study" in config:
-        folder = Path("studies", str(config["study"]))
-        if not (folder / "params.yaml").is_file():
-            studies = sorted(path.parent.name for path in Path("studies").glob("*/params.yaml"))
-            raise ConfigError(f"--config study: {shown(config['study'])}; {nearest(folder.name, studies)}")
+        name, known_studies = str(config["study"]), folders(Path("."))
+        if name not in known_studies:
+            raise ConfigError(f"--config study: {shown(config['study'])}; {nearest(name, list(known_studies))}")
+        folder = known_studies[name]
     numbers = {}
     for key, unit in units.items():
         if key in config:
@@ -69,22 +72,39 @@ def asked(config: dict[str, Any]) -> tuple[Path, dict[str, int]]:
     return folder, numbers
 
 
-def clear_stale_locks() -> None:
-    """Remove Snakemake's locks of this folder if no other Snakemake runs here: they stay behind a killed one.
+def claim(folder: Path) -> None:
+    """Have the study in `folder` to this process until it ends: no second Snakemake runs it meanwhile.
 
-    Each holds a lock of ours that ends with its process.
+    A lock of the operating system, which ends with its process however that ends, in place of Snakemake's own: those
+    stay behind a killed one, and each Snakemake that ends removes those of all others.  ConfigError: another runs it.
     """
-    path = Path(".work/snakemake.lock")
-    path.parent.mkdir(exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115  (open as long as this process)
+    path = Path(".work/snakemake", f"{folder.name or 'default'}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115  (open as long as this process)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another one runs; Snakemake itself says so
-        file.close()
-        return
+    except OSError:
+        file.seek(0)
+        raise ConfigError(
+            f"another snakemake (process {file.read().strip()}) runs this study; wait for it, or stop it"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
     HELD.append(file)
+
+
+def clear_locks() -> None:
+    """Remove Snakemake's own locks; `claim` does their work."""
     for lock in Path(".snakemake/locks").glob("*.lock"):
         lock.unlink(missing_ok=True)
+
+
+def forced(settings: Any) -> set[str]:
+    """The rules and files that `snakemake --forceall`, `--forcerun` and `--force` name; `all` for every one."""
+    if settings.forceall:
+        return {"all"}
+    return {str(name) for name in (*settings.forcerun, *(settings.targets if settings.forcetargets else ()))}
 
 
 def read_stages(folder: Path, mark: bool) -> list[Stage]:
@@ -94,8 +114,8 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
     every other stage depends on, and DVC is asked what is stale; without, nothing is stale.
     """
     study = read_study(folder / "params.yaml")
-    if folder != Path("."):  # hidden from DVC until it is run, see .dvcignore
-        (folder / ".dvcignore").write_text("!dvc.yaml\n")
+    require(folder, study)
+    show(folder, study)
     with checked(folder, mark) as repo:
         graph = repo.index.graph  # an edge points from a stage to one that it needs
         own = [s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml"]
@@ -127,8 +147,8 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
 @contextmanager
 def checked(folder: Path, mark: bool) -> Iterator[Repo]:
     """DVC's view of the repository; with `mark` after the study's first stage, `check`, was run if it was stale:
-    what the other stages depend on is then up to date."""
-    with Repo(".") as repo:
+    what the other stages depend on is then up to date.  Another DVC that holds its lock is waited for; DVC says so."""
+    with Repo(".", _wait_for_lock=True) as repo:
         (check,) = (s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml" and s.name == "check")
         with repo.lock:
             stale = mark and check.status()
@@ -137,7 +157,7 @@ def checked(folder: Path, mark: bool) -> Iterator[Repo]:
             return
         with redirect_stdout(sys.stderr):
             repo.reproduce(check.addressing, single_item=True)
-    with Repo(".") as repo:  # the first one has read the old lock
+    with Repo(".", _wait_for_lock=True) as repo:  # the first one has read the old lock
         yield repo
 
 

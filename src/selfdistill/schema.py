@@ -5,6 +5,9 @@ Nothing here imports torch, so that a check takes a fraction of a second.
 
 import difflib
 import json
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +40,99 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if self.yaml_version is not None:
+            raise ForeignValueError(None, None, "a %YAML line; take it out", node.start_mark)
+        for scalar in scalars(node):
+            as_dvc_reads(scalar, self)
+        return self.construct_document(node)
+
+
+# ---- YAML 1.1, which PyYAML reads, and 1.2, which DVC reads and writes ----
+
+
+def scalars(top: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Every scalar below a node once, keys and what aliases name included."""
+    seen, waiting = set(), [top]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            yield node
+        elif isinstance(node, yaml.MappingNode):
+            waiting += (part for pair in node.value for part in pair)
+        else:
+            waiting += node.value
+
+
+def as_dvc_reads(node: yaml.ScalarNode, loader: yaml.SafeLoader) -> None:
+    """Make a plain scalar a number that only YAML 1.2 calls one, as DVC writes 0.00005; any other that the versions
+    read differently is refused, and so is a date, which is text by the letter of 1.2."""
+    text = node.value
+    if node.style or (text.isdecimal() and str(int(text[:20])) == text[:20]) or (text.isalpha() and len(text) > 5):
+        return
+    if node.tag != loader.resolve(yaml.ScalarNode, text, (True, False)):
+        if node.tag != TEXT:
+            raise ForeignValueError(None, None, f"{node.tag} {text}: write it without the tag", node.start_mark)
+        return
+    tag, theirs = read_by_dvc(text)
+    if tag == FLOAT and node.tag == TEXT and NUMBER.fullmatch(text):
+        node.tag = FLOAT
+    ours = "text" if node.tag == TEXT else shown(loader.construct_object(node))
+    number = {INT, FLOAT} & {node.tag, tag}
+    if ours != theirs or node.tag != tag or node.tag == DATE or (number and not NUMBER.fullmatch(text)):
+        others = theirs if theirs != ours else "text"
+        fault = f"{text} is {ours} for some readers of YAML and {others} for others; allowed: text in quotes, a number "
+        fault += "in decimal digits alone, true, false"
+        raise ForeignValueError(None, None, fault, node.start_mark)
+
+
+class ForeignValueError(yaml.constructor.ConstructorError):
+    """A value that the versions of YAML read differently."""
+
+
+TEXT, INT, FLOAT, DATE, MERGE = ("tag:yaml.org,2002:" + kind for kind in ("str", "int", "float", "timestamp", "merge"))
+# of both versions, and of 1.2 the exponents
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|0x[0-9a-fA-F]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+@cache
+def read_by_dvc(text: str) -> tuple[str, str]:
+    """The tag of a plain scalar as DVC reads it, and its value, `text` for text."""
+    import ruamel.yaml
+
+    reader = ruamel.yaml.YAML(typ="safe", pure=True)
+    tag = str(reader.resolver.resolve(ruamel.yaml.ScalarNode, text, (True, False)))
+    try:
+        return tag, "text" if tag == TEXT else shown(reader.load(text))
+    except (ruamel.yaml.YAMLError, ValueError):  # the keys << and =
+        return tag, "an error"
+
+
+class QuotingDumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
+
+
+def quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = "\n" in text or read_by_dvc(text)[0] == TEXT
+    return dumper.represent_scalar(TEXT, text, style=None if plain else "'")
+
+
+QuotingDumper.add_representer(str, quoted)
+
+
+def as_yaml(content: Any) -> str:
+    """As it may stand in a file that both versions of YAML read."""
+    return yaml.dump(content, Dumper=QuotingDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+# ---- reading ----
+
 
 def read_yaml(path: Path) -> dict:
     try:
@@ -47,17 +143,25 @@ def read_yaml(path: Path) -> dict:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    if line := merge_mark(text):
+        raise ConfigError(f"{path}: line {line}: the mark of a merge; finish the merge in this file")
     try:
         content = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {place}not valid YAML: {error.problem or error.context}") from None
+        kind = "" if isinstance(error, ForeignValueError) else "not valid YAML: "
+        raise ConfigError(f"{path}: {place}{kind}{error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: {shown(content)} at the top; allowed: a mapping of keys to values")
     return content
+
+
+def merge_mark(text: str) -> int | None:
+    """The first line on which Git left the mark of a conflict."""
+    return next((i for i, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))), None)
 
 
 def validate(schema: type[BaseModel], content: dict) -> tuple[Any, list[str]]:
@@ -90,7 +194,7 @@ def in_words(fault: dict, schema: type[BaseModel]) -> str:
     elif kind in ("int_type", "int_from_float"):
         expected = "whole number"
     elif kind == "float_type" and reads_as_number(fault["input"]):
-        expected = "number (YAML takes this one for text: write it with a decimal point and without quotes)"
+        expected = "number, without quotes"
     return f"{place}: {shown(fault['input'])} is not allowed; allowed: {expected}"
 
 

@@ -10,15 +10,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from selfdistill import methods, models
 from selfdistill.config import Study, read_study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
-from selfdistill.schema import ConfigError
-from selfdistill.stages.finished import locked_outputs
+from selfdistill.schema import ConfigError, as_yaml
+from selfdistill.stages.finished import cache_of, locked_outputs
 
 # C, H, W of what readers of arrays give; readers of image files are told by the catalogue
 SHAPES = {"digits": (1, 8, 8), "idx": (1, 28, 28), "cifar": (3, 32, 32), "cifar10": (3, 32, 32)}
@@ -165,7 +163,7 @@ def has_run(folder: Path, study: Study) -> dict[str, int]:
     """How many cells have a record of this checkout, an imported one, weights in place, weights in DVC's cache."""
     counts = dict.fromkeys(("local", "imported", "weights", "cached"), 0)
     outs = locked_outputs(folder / "dvc.lock")
-    cache = folder / study.root / ".dvc" / "cache" / "files" / "md5"
+    cache = cache_of(folder / study.root)
     for cell in study.cells():
         run = study.run_folder(*cell)
         counts["local"] += (folder / study.record_file(*cell)).is_file()
@@ -269,7 +267,7 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
         split="fixed   " if fixed else "per_seed",
         train="null" if fixed else train,
         validation="null" if fixed else images - train,
-        dataset=yaml.safe_dump(name).splitlines()[0],  # quoted where it would be a number or a truth
+        dataset=json.dumps(name),
         model="resnet10-slim",
         batch=batch_size(train),
         padding=side // 8,
@@ -299,7 +297,7 @@ def on_one_line(text: str) -> str:
 
 def as_entry(name: str, entry: dict) -> str:
     """An entry as it stands in data/params.yaml."""
-    return textwrap.indent(yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True, width=110), "  ")
+    return textwrap.indent(as_yaml({name: entry}), "  ")
 
 
 def batch_size(train: int) -> int:

@@ -57,12 +57,15 @@ def add(commands: Commands) -> None:
 def train(options: Namespace) -> int | None:
     import signal
 
+    from selfdistill import checkout
     from selfdistill.config import seeds_of
     from selfdistill.stages.interruption import Interruption
     from selfdistill.training.stopping import RESUME_ME, Interrupted
 
     study = read_cell(options)
     block = next(block for block in study.blocks if str(block) == options.seeds)
+    if links := list(checkout.links(STUDY.parent, study)):
+        raise UserError(links[0])
     numerics(study, devices=study.recipe.processes)
     if study.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:
         from selfdistill.training.distributed import launch

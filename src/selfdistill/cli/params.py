@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from selfdistill.cli.common import STUDY, Commands, add_command, read_study
+from selfdistill.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -31,15 +32,22 @@ def add(commands: Commands) -> None:
 
 
 def check(options: Namespace) -> None:
+    from selfdistill.checkout import require
+
+    folder = options.file.parent
+    study = read_study(options.file)
+    require(folder, study)
     if options.write:
+        from selfdistill.showing import show_data_sets
         from selfdistill.stages.plan import write_plan
 
-        study = write_plan(options.file)
+        if new := show_data_sets(folder / study.root, study):
+            raise ConfigError(f"{options.file}: {', '.join(new)}: shown to DVC now; give the same command again")
+        write_plan(study)
     else:
         from selfdistill.locks import restore
 
-        study = read_study(options.file)
-        for line in restore(options.file.parent / study.root):
+        for line in restore(folder / study.root):
             print(line)
     print(f"{options.file}: in order; {len(study.cells())} cells on {study.dataset}")
 

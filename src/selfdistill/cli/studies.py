@@ -39,6 +39,15 @@ def add(commands: Commands) -> None:
     sub.add_argument("name", help="of a folder in studies/, or default")
     sub.add_argument("--tflops", type=float, metavar="N", help="10^12 operations a second that training sustains")
     sub = action(
+        "use",
+        use_study,
+        "show a study and its data sets to DVC",
+        "From then on `dvc repro studies/NAME/dvc.yaml`, `dvc status` and their relatives work on the study, too. make "
+        "study and Snakemake do this by themselves. To hide it again remove studies/NAME/.dvcignore.",
+        "Example: selfdistill study use fashion-mnist && dvc repro studies/fashion-mnist/dvc.yaml",
+    )
+    sub.add_argument("name", help="of a folder in studies/, or default")
+    sub = action(
         "new",
         new_study,
         "a study of your own images",
@@ -62,16 +71,34 @@ def list_studies(options: Namespace) -> None:
 
 
 def show_study(options: Namespace) -> None:
-    from selfdistill import studies
     from selfdistill.studies_text import shown
 
     root = repository()
-    known = studies.folders(root)
-    if options.name not in known:
-        raise UserError(f"no study {options.name!r}; there are {', '.join(known)}")
+    folder_of(root, options.name)
     if options.tflops is not None and not 0 < options.tflops < 1e6:
         raise UserError(f"--tflops {options.tflops} is not allowed; allowed: above 0 and below 1000000")
     print(shown(root, options.name, options.tflops))
+
+
+def use_study(options: Namespace) -> None:
+    from selfdistill.config import read_study
+    from selfdistill.showing import show
+
+    folder = folder_of(repository(), options.name)
+    try:
+        show(folder, read_study(folder / "params.yaml"))
+    except OSError as error:
+        raise UserError(error) from None
+
+
+def folder_of(root: Path, name: str) -> Path:
+    from selfdistill import studies
+    from selfdistill.schema import nearest
+
+    known = studies.folders(root)
+    if name not in known:
+        raise UserError(f"no study {name!r}; {nearest(name, list(known))}")
+    return known[name]
 
 
 def new_study(options: Namespace) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
@@ -103,11 +104,18 @@ def files_in_cache(root: Path, outputs: dict[str, str], targets: Files) -> Itera
 def folder_in_cache(root: Path, md5: str) -> Files:
     """Where DVC's cache has the files of a folder of this hash, by their paths in it; nothing where it has no such
     folder."""
-    cache = root / ".dvc" / "cache" / "files" / "md5"
+    cache = cache_of(root)
     listing = cache / md5[:2] / md5[2:]
     if not md5.endswith(".dir") or not listing.is_file():
         return {}
     return {e["relpath"]: cache / e["md5"][:2] / e["md5"][2:] for e in json.loads(listing.read_text())}
+
+
+def cache_of(root: Path) -> Path:
+    """Where DVC keeps contents by their MD5: where `dvc cache dir` says, in .dvc/config.local or .dvc/config."""
+    config = ConfigParser(interpolation=None, strict=False)
+    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+    return root / ".dvc" / config.get("cache", "dir", fallback="cache").strip("\"'") / "files" / "md5"
 
 
 def locked_outputs(lock: Path) -> dict[str, str]:

@@ -85,14 +85,8 @@ def code_of(*roots: str | Path) -> str:
     return code_sha256([PACKAGE / root for root in roots], stop=[PACKAGE / name for name in NO_RESULT])
 
 
-def write_plan(params: Path) -> "Study":
-    """Check the study in the working folder, and write results/plan; files of what it no longer lists are removed.
-
-    Raises ConfigError before anything is written.
-    """
-    from selfdistill.config import read_study
-
-    study = read_study(params)
+def write_plan(study: "Study") -> None:
+    """Write results/plan of the study in the working folder; files of what it no longer lists are removed."""
     own = [(m, v) for m in study.models for v in study.all_variants] + [
         (m, study.teacher) for m in study.teacher_models
     ]
@@ -111,4 +105,3 @@ def write_plan(params: Path) -> "Study":
     for path in sorted((p for p in folder.glob("**") if p.is_dir()), reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
-    return study
