@@ -150,7 +150,7 @@ def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_force
         said = project / ".work/said"
         with said.open("w") as file:
             waiting = subprocess.Popen(["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file)
-        while "Waiting to acquire lock" not in said.read_text():
+        while "waiting for another DVC" not in said.read_text():
             assert waiting.poll() is None
             time.sleep(0.1)
     assert waiting.wait(timeout=240) == 0

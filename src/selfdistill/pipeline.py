@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import networkx
 from dvc.dependency.param import ParamsDependency
+from dvc.lock import LockError
 from dvc.repo import Repo
 
 from selfdistill.checkout import require
@@ -147,7 +148,12 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
 @contextmanager
 def checked(folder: Path, mark: bool) -> Iterator[Repo]:
     """DVC's view of the repository; with `mark` after the study's first stage, `check`, was run if it was stale:
-    what the other stages depend on is then up to date.  Another DVC that holds its lock is waited for; DVC says so."""
+    what the other stages depend on is then up to date.  Another DVC that holds its lock is waited for."""
+    try:
+        with Repo(".") as repo, repo.lock:
+            pass
+    except LockError:
+        print("waiting for another DVC that is at work in this checkout", file=sys.stderr)
     with Repo(".", _wait_for_lock=True) as repo:
         (check,) = (s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml" and s.name == "check")
         with repo.lock:
