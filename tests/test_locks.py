@@ -150,8 +150,10 @@ def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_force
         said = project / ".work/said"
         with said.open("w") as file:
             waiting = subprocess.Popen(["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file)
+        deadline = time.time() + 120
         while "waiting for another DVC" not in said.read_text():
             assert waiting.poll() is None
+            assert time.time() < deadline
             time.sleep(0.1)
     assert waiting.wait(timeout=240) == 0
 
