@@ -3,10 +3,19 @@
 DVC rewrites its lock in place after every stage; a kill at that moment leaves nothing or the beginning of it, which may
 even parse.  So every stage keeps a copy of the locks before it begins, and whoever reads them next puts back what was
 cut.  A stage whose entry is newer than the copy is not lost: DVC's run cache and finished seeds have what it made.
+
+A killed engine leaves its jobs running.  They end by themselves, and whoever is started in the meantime waits for them.
 """
 
+import fcntl
+import json
+import os
+import re
 import subprocess
-from contextlib import suppress
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -14,6 +23,76 @@ import yaml
 from selfdistill.files import write_atomically
 
 COPIES = Path(".work/locks")
+STAGES = Path(".work/stages")  # a lock for each stage that was run, which ends with the process that holds it
+
+
+@contextmanager
+def guarded(root: Path, stage: str) -> Iterator[None]:
+    """While a stage runs: no other process runs it, a copy of the locks is there, and in the end they are whole.
+
+    The end matters where several DVCs run: one that is killed while it rewrites the lock leaves it to the next, which
+    would take an empty one for a lock without entries.
+    """
+    file = None
+    with suppress(OSError):  # a folder that is not writable stops the stage where it writes what matters
+        file = turn(root, stage)
+    keep(root)
+    try:
+        yield
+    finally:
+        for line in restore(root):
+            print(line, file=sys.stderr)
+        if file is not None:
+            os.close(file)
+
+
+def turn(root: Path, stage: str) -> int:
+    """Wait until no other process runs this stage; returns a descriptor that keeps others waiting."""
+    path = root / STAGES / re.sub(r"\W", "_", stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.pread(file, 20, 0).decode()
+        print(f"{stage}: process {process} of an earlier command is still at it; waiting for its end", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    os.truncate(file, 0)
+    os.pwrite(file, str(os.getpid()).encode(), 0)
+    return file
+
+
+def wait_for_others(root: Path) -> None:
+    """Wait until no other `dvc repro` of this checkout is alive, such as the jobs of an engine that was killed."""
+    said = None
+    while others := running(root):
+        if said != others:
+            numbers = ", ".join(map(str, others))
+            print(f"`dvc repro` of an earlier command is still at work, process {numbers}; waiting", file=sys.stderr)
+            said = others
+        time.sleep(0.5)
+
+
+def running(root: Path) -> list[int]:
+    """The processes that are a `dvc repro` of this checkout, but for those that we are part of."""
+    try:
+        import psutil
+    except ImportError:  # it comes with DVC
+        return []
+    top, above = root.resolve(), {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            programs = {Path(word).name for word in words[:2]}  # `python .../dvc`, or `dvc` itself
+            if process.pid in above or "repro" not in words or "dvc" not in programs:
+                continue
+            folder = Path(process.cwd())
+            if folder == top or folder.is_relative_to(top / "studies"):
+                found.append(process.pid)
+        except (psutil.Error, OSError):  # it has ended, or is another user's
+            continue
+    return sorted(found)
 
 
 def keep(root: Path) -> None:
@@ -30,6 +109,7 @@ def restore(root: Path) -> list[str]:
 
     Nothing is done while a DVC is alive that may be rewriting one.  What was there is kept beside the copy.
     """
+    empty_rwlock(root)
     if not any(is_cut(root, lock, lock.read_bytes()) for lock in locks(root)):
         return []
     from dvc.lock import LockError
@@ -47,6 +127,28 @@ def restore(root: Path) -> list[str]:
                 write_atomically(lock, whole)
                 lines.append(f"{lock.relative_to(root)}: it was cut by a kill; put back from {source}")
     return lines
+
+
+def empty_rwlock(root: Path) -> None:
+    """DVC's list of who reads and writes what, without which it does nothing, is emptied where a kill has cut it."""
+    file = root / ".dvc/tmp/rwlock"
+
+    def is_readable() -> bool:
+        try:
+            json.loads(file.read_bytes())
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError):
+            return False
+        return True
+
+    if is_readable():
+        return
+    from dvc.lock import LockError, make_lock
+
+    with suppress(LockError, OSError), make_lock(str(file.with_name("rwlock.lock"))):
+        if not is_readable():
+            file.write_text("{}")  # through the link that `make install` may have put there
 
 
 def locks(root: Path) -> list[Path]:
@@ -72,13 +174,19 @@ def is_cut(root: Path, lock: Path, content: bytes) -> bool:
 
 
 def ends_well(content: bytes) -> bool:
-    """Whether it can be read as a lock, and its last entry has outputs with a hash each."""
+    """Whether it can be read as a lock, and its last entry has outputs with hash and size each."""
     try:
         entries = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
         outs = list(entries.values())[-1]["outs"]
-        return bool(outs) and all(len(out["md5"].removesuffix(".dir")) == 32 for out in outs)
+        return content.endswith(b"\n") and bool(outs) and all(map(is_whole, outs))
     except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         return False
+
+
+def is_whole(out: dict) -> bool:
+    """Whether an output's lines are all there: DVC writes its size, and the number of files in a folder, last."""
+    last = "nfiles" if out["md5"].endswith(".dir") else "size"
+    return len(out["md5"].removesuffix(".dir")) == 32 and last in out
 
 
 def in_git(root: Path, lock: Path) -> bytes | None:

@@ -15,6 +15,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
 from selfdistill.config import read_study, seeds_of
+from selfdistill.locks import wait_for_others
 from selfdistill.schema import ConfigError, nearest, shown
 
 MARKERS = Path(".work/stale")
@@ -85,6 +86,7 @@ def clear_stale_locks() -> None:
     HELD.append(file)
     for lock in Path(".snakemake/locks").glob("*.lock"):
         lock.unlink(missing_ok=True)
+    wait_for_others(Path("."))  # the jobs of one that was killed
 
 
 def read_stages(folder: Path, mark: bool) -> list[Stage]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from selfdistill.errors import UserError
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.models.trained import load_network, weight_hashes
-from selfdistill.stages import finished, host
+from selfdistill.stages import finished, host, tally
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
 from selfdistill.stages.plan import training_plan
@@ -109,6 +110,7 @@ def train_seed(
     if world.most(int(restored)):  # what the first process found counts for all
         return
     host.begin()
+    began = time.time()
     checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
     if world.rank == 0:
         writable(checkpoints.folder)
@@ -136,6 +138,7 @@ def train_seed(
 
         finished.keep(waiting, write, folder)  # the host's file first: a run that is whole is never trained again
         checkpoints.clear()
+        tally.tell(study, model, variant, began, outputs)
 
 
 def is_run(files: finished.Files, key: str) -> bool:
