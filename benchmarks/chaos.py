@@ -2,16 +2,16 @@
 
     python benchmarks/chaos.py [--engine make|snakemake|dvc] [--rounds 50] [--seed 0]
 
-A round starts from a clone in which nothing has run, or one method of the two (every second one with the dvc.lock of the
-whole study in Git), kills one to three times and then lets the command end.  What is killed is drawn: the engine alone, so
-that its jobs go on as orphans; its whole process group; one process below it; or whoever writes dvc.lock, at the moment
-when the file has just been emptied.
+A round starts from a clone in which nothing has run, or one method of the two (every second one with the dvc.lock of
+the whole study in Git), kills one to three times and then lets the command end.  What is killed is drawn: the engine
+alone, so that its jobs go on as orphans; its whole process group; one process below it; or whoever writes dvc.lock, at
+the moment when the file has just been emptied.
 
 A round is right if the command ends with 0 the first time that it is left alone (a bare `dvc repro` whose lock was cut:
-after `selfdistill check`), everything under results/ and every entry of dvc.lock come out to the byte (their order is that
-in which stages end, which DVC does not fix), no run is trained twice to its end, and neither a process nor a half-made
-file is left.  Prints a line a round, and how many of the kills aimed at the lock have cut it; exit code 1 if a round is
-wrong, whose folder is then kept.
+after `selfdistill check`), everything under results/ and every entry of dvc.lock come out to the byte (their order is
+that in which stages end, which DVC does not fix), no run is trained twice to its end, and neither a process nor a
+half-made file is left.  Prints a line a round, and how many of the kills aimed at the lock have cut it; exit code 1 if
+a round is wrong, whose folder is then kept.
 """
 
 import argparse
@@ -34,7 +34,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-COMMANDS = {"make": ["make", "repro"], "snakemake": ["snakemake", "--cores", "2"], "dvc": ["dvc", "repro"]}
+COMMANDS = {
+    "make": ["make", "repro", "-o", "install"],
+    "snakemake": ["snakemake", "--cores", "2"],
+    "dvc": ["dvc", "repro"],
+}
 TAG = "SELFDISTILL_CHAOS"  # in the environment of every process of a round
 TRAINED = re.compile(r"^train \d+ of \d+", re.MULTILINE)  # a line for each run that a stage trained to its end
 REPORTS = ("tables", "figures", "page")
@@ -62,7 +66,8 @@ def main() -> int:
             draw = random.Random(f"{options.seed} {engine} {number}")
             variants = draw.choice((("plain", "drkd"), ("drkd",)))
             chaos.start(variants, lock_in_git=number % 2 == 1)
-            faults = chaos.round(draw, options.kind, seconds * (1 if "plain" in variants else 0.6))
+            lasts = seconds * (1 if "plain" in variants else 0.6)
+            faults = chaos.round(draw, options.kind, lasts, kills=draw.choice((1, 1, 2, 3)))
             print(f"{engine} {number}: {'; '.join(chaos.told)}: {'; '.join(faults) or 'right'}", flush=True)
             wrong, aimed, cut = wrong + bool(faults), aimed + chaos.aimed, cut + chaos.cuts
             if faults:
@@ -125,9 +130,6 @@ class Chaos:
         if not lock_in_git:
             lock.write_text(yaml.safe_dump(content, sort_keys=False))
             self.git("commit", "--quiet", "--all", "--message", "what has not run")
-        installed = self.folder / ".venv/bin/.installed"  # for make; the packages are found by PATH
-        installed.parent.mkdir(parents=True)
-        installed.touch()
 
     def drop(self, out: dict, keep: bool) -> None:
         """Forget an output, in the workspace and in DVC's cache."""
@@ -147,9 +149,9 @@ class Chaos:
             ["git", "-C", str(self.folder), *arguments], capture_output=True, text=True, check=True
         ).stdout
 
-    def round(self, draw: random.Random, kinds: list[str], lasts: float) -> list[str]:
-        """Kill up to three times, let the command end, and say what is wrong; lasts: seconds of an undisturbed run."""
-        for _ in range(draw.choice((1, 1, 2, 3))):
+    def round(self, draw: random.Random, kinds: list[str], lasts: float, kills: int) -> list[str]:
+        """Kill so often, let the command end, and say what is wrong; lasts: seconds of an undisturbed run."""
+        for _ in range(kills):
             kind = draw.choice(kinds)
             process = self.started()
             done = KINDS[kind](self, process, draw, lasts)

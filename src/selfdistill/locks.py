@@ -168,8 +168,10 @@ def is_cut(root: Path, lock: Path, content: bytes) -> bool:
     if b"<<<<<<<" in content:
         return False
     copy = copy_of(root, lock)
-    before = copy.read_bytes() if copy.is_file() else b""
-    beginning = len(content) < len(before) and before.startswith(content)
+    before = copy.read_bytes() if copy.is_file() else None
+    if content == before:
+        return False
+    beginning = before is not None and before.startswith(content)
     return (beginning or not ends_well(content)) and content != in_git(root, lock)
 
 

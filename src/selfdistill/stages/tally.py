@@ -93,13 +93,14 @@ def records_of(study: "Study", cell: tuple[str, str, int], outputs: dict[str, st
 
 
 def fits(record: dict, plan: dict, seed: int) -> bool:
-    """Whether a run is of this plan; of the split and the hyper-parameters a run says more than the plan."""
+    """Whether a run is of this plan.  Of the split a run says more, and of a hyper-parameter that the plan leaves open
+    (None) what it was."""
     hyper = record["hyper"]
     plain = {key: value for key, value in plan.items() if key not in ("split", "hyper")}
     return (
         record["seed"] == seed
         and all(record[key] == value for key, value in plain.items())
-        and all(hyper[key] == value for key, value in plan.get("hyper", {}).items())
+        and all(hyper[key] == value for key, value in plan.get("hyper", {}).items() if value is not None)
     )
 
 
