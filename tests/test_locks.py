@@ -112,19 +112,26 @@ def test_a_lock_that_another_dvc_left_cut_is_whole_when_a_stage_ends(repository,
 
 def test_a_stage_waits_for_its_double_and_for_no_other(repository):
     """A training that goes on after its engine was killed, and the same command again."""
-    code = f"from pathlib import Path; from selfdistill import locks; locks.turn(Path({str(repository)!r}), 'train@a')"
+    code = f"""
+from pathlib import Path
+from selfdistill.locks import turn
+with turn(Path({str(repository)!r}), "train@a"):
+    print("its turn", flush=True)
+    input()
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", f"{code}; print('its turn', flush=True); input()"]
+    command = [sys.executable, "-c", code]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     first = subprocess.Popen(command, env=environment, **pipes)
     assert first.stdout.readline() == b"its turn\n"
     second = subprocess.Popen(command, env=environment, **pipes)
     said = second.stderr.readline().decode()
-    assert said == f"train@a: process {first.pid} of an earlier command is still at it; waiting for its end\n"
-    os.close(locks.turn(repository, "train@b"))
+    assert said == f"train@a: process {first.pid} of an earlier command is still at it; waiting\n"
+    with locks.turn(repository, "train@b"):
+        pass
     first.kill()
     assert second.stdout.readline() == b"its turn\n"
-    assert (repository / ".work/stages/train_a").read_text() == str(second.pid)
+    assert (repository / ".work/turns/train_a").read_text() == str(second.pid)
     for process in (first, second):
         process.communicate(b"\n")
 

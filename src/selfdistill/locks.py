@@ -23,7 +23,7 @@ import yaml
 from selfdistill.files import write_atomically
 
 COPIES = Path(".work/locks")
-STAGES = Path(".work/stages")  # a lock for each stage that was run, which ends with the process that holds it
+TURNS = Path(".work/turns")  # a file for each stage and run, whose lock ends with the process that holds it
 
 
 @contextmanager
@@ -33,33 +33,38 @@ def guarded(root: Path, stage: str) -> Iterator[None]:
     The end matters where several DVCs run: one that is killed while it rewrites the lock leaves it to the next, which
     would take an empty one for a lock without entries.
     """
+    with turn(root, stage):
+        keep(root)
+        try:
+            yield
+        finally:
+            for line in restore(root):
+                print(line, file=sys.stderr)
+
+
+@contextmanager
+def turn(root: Path, work: str) -> Iterator[None]:
+    """Wait until no other process of this checkout does the same work, and keep others waiting."""
     file = None
-    with suppress(OSError):  # a folder that is not writable stops the stage where it writes what matters
-        file = turn(root, stage)
-    keep(root)
+    with suppress(OSError):  # a folder that is not writable stops the work where it writes what matters
+        path = root / TURNS / re.sub(r"[^\w-]", "_", work)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pread(file, 20, 0).decode()
+            print(
+                f"{work}: process {process} of an earlier command is still at it; waiting for its end", file=sys.stderr
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.truncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
     try:
         yield
     finally:
-        for line in restore(root):
-            print(line, file=sys.stderr)
         if file is not None:
             os.close(file)
-
-
-def turn(root: Path, stage: str) -> int:
-    """Wait until no other process runs this stage; returns a descriptor that keeps others waiting."""
-    path = root / STAGES / re.sub(r"\W", "_", stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        process = os.pread(file, 20, 0).decode()
-        print(f"{stage}: process {process} of an earlier command is still at it; waiting for its end", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    os.truncate(file, 0)
-    os.pwrite(file, str(os.getpid()).encode(), 0)
-    return file
 
 
 def wait_for_others(root: Path) -> None:
@@ -98,10 +103,13 @@ def running(root: Path) -> list[int]:
 def keep(root: Path) -> None:
     """Copy each lock of the repository that is whole; called when a stage begins."""
     with suppress(OSError):  # a full disk stops the stage where it writes what matters
-        for lock in locks(root):
-            content, copy = lock.read_bytes(), copy_of(root, lock)
-            if (copy.read_bytes() if copy.is_file() else None) != content and not is_cut(root, lock, content):
-                write_atomically(copy, content)
+        (root / TURNS).mkdir(parents=True, exist_ok=True)
+        with open(root / TURNS / "copies", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError, too, where another process copies now
+            for lock in locks(root):
+                content, copy = lock.read_bytes(), copy_of(root, lock)
+                if (copy.read_bytes() if copy.is_file() else None) != content and not is_cut(root, lock, content):
+                    write_atomically(copy, content)
 
 
 def restore(root: Path) -> list[str]:
