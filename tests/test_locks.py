@@ -158,7 +158,7 @@ def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository,
     here.communicate(b"\n")
     waiting.join(10)
     assert not waiting.is_alive()
-    assert capfd.readouterr().err.count(f"still at work, process {here.pid}; waiting") == 1
+    assert capfd.readouterr().err.count(f"still at work here, process {here.pid}; waiting") == 1
     for process in (there, status):
         process.communicate(b"\n")
 

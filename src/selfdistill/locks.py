@@ -68,18 +68,18 @@ def turn(root: Path, work: str) -> Iterator[None]:
 
 
 def wait_for_others(root: Path) -> None:
-    """Wait until no other `dvc repro` of this checkout is alive, such as the jobs of an engine that was killed."""
+    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed."""
     said = None
     while others := running(root):
         if said != others:
             numbers = ", ".join(map(str, others))
-            print(f"`dvc repro` of an earlier command is still at work, process {numbers}; waiting", file=sys.stderr)
+            print(f"DVC of an earlier command is still at work here, process {numbers}; waiting", file=sys.stderr)
             said = others
         time.sleep(0.5)
 
 
 def running(root: Path) -> list[int]:
-    """The processes that are a `dvc repro` of this checkout, but for those that we are part of."""
+    """The processes that run stages of this checkout, but for those that we are part of."""
     try:
         import psutil
     except ImportError:  # it comes with DVC
@@ -89,8 +89,8 @@ def running(root: Path) -> list[int]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            programs = {Path(word).name for word in words[:2]}  # `python .../dvc`, or `dvc` itself
-            if process.pid in above or "repro" not in words or "dvc" not in programs:
+            programs = {Path(word).name for word in words[:3]}  # `dvc`, `python .../dvc` or `python -m dvc`
+            if process.pid in above or "dvc" not in programs or not {"repro", "run"} & set(words):
                 continue
             folder = Path(process.cwd())
             if folder == top or folder.is_relative_to(top / "studies"):
