@@ -10,7 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 
 TERMINAL = "SELFDISTILL_TERMINAL"  # a second place for the line: what a job of Snakemake says goes to its log
 BREAK = 600.0  # seconds
+Cell = tuple[str, str, int]  # network, variant, seed
 
 
 class Training(NamedTuple):
@@ -42,11 +44,10 @@ def tell(study: "Study", model: str, variant: str, began: float, outputs: dict[s
     """
     with suppress(OSError, ValueError):
         trainings = noted(study, Training(model, variant, round(began, 2), round(time.time(), 2)))
-        cells = study.cells()
-        open_cells = [cell for cell in cells if not is_finished(study, cell, outputs)]
-        line = f"train {len(cells) - len(open_cells)} of {len(cells)}"
-        if open_cells:
-            line += f", {in_words(seconds_left(study, open_cells, trainings))} left"
+        whole, left = len(study.cells()), open_cells(study, outputs)
+        line = f"train {whole - len(left)} of {whole}"
+        if left:
+            line += f", {in_words(seconds_left(study, left, trainings))} left"
         print(line, file=sys.stderr, flush=True)
         if place := os.environ.get(TERMINAL):
             with open(place, "a") as terminal:
@@ -65,46 +66,59 @@ def noted(study: "Study", training: Training) -> list[Training]:
         file.write(json.dumps(training) + "\n")
         file.flush()
         file.seek(0)
-        trainings = sorted((Training(*json.loads(line)) for line in file), key=lambda t: t.ended)
+        listed = {(model, variant) for model, variant, _ in study.cells()}
+        found = [Training(*json.loads(line)) for line in file if line.endswith("]\n")]  # a kill may have cut one
+        trainings = sorted((t for t in found if (t.model, t.variant) in listed), key=lambda t: t.ended)
     for i in range(len(trainings) - 1, 0, -1):
         if trainings[i].began - trainings[i - 1].ended > BREAK:
             return trainings[i:]
     return trainings
 
 
-def is_finished(study: "Study", cell: tuple[str, str, int], outputs: dict[str, str]) -> bool:
-    """Whether a run lies in its place, waits, or is in DVC's cache, of the parameters and the code of today."""
-    model, variant, seed = cell
-    plan_file = study.results / "plan" / "training" / model / f"{variant}.json"
-    plan = json.loads(plan_file.read_text()) if plan_file.is_file() else {}
-    return any(fits(json.loads(file.read_text()), plan, seed) for file in records_of(study, cell, outputs))
+def open_cells(study: "Study", outputs: dict[str, str]) -> list[Cell]:
+    """The cells without a run of today's parameters and code: none in its place, waiting, or in DVC's cache."""
+    waiting = defaultdict(list)
+    for path in (Path(study.root) / ".work" / "finished").glob("*/run.json"):
+        waiting[path.parent.name[:-17]].append(path)  # CELL-0123456789abcdef
+    left = []
+    for cell in study.cells():
+        model, variant, seed = cell
+        plan_file = study.results / "plan" / "training" / model / f"{variant}.json"
+        plan = json.loads(plan_file.read_text()) if plan_file.is_file() else {}
+        files = kept(study, cell, waiting[f"{model}-{variant}-{seed}"], outputs)
+        if not any(fits(file, plan, seed) for file in files):
+            left.append(cell)
+    return left
 
 
-def records_of(study: "Study", cell: tuple[str, str, int], outputs: dict[str, str]) -> Iterable[Path]:
+def kept(study: "Study", cell: Cell, waiting: list[Path], outputs: dict[str, str]) -> Iterator[Path]:
     """What every run of a cell that is kept says of itself."""
     model, variant, seed = cell
-    root = Path(study.root)
     if (file := study.run_folder(*cell) / "run.json").is_file():
         yield file
-    yield from (root / ".work" / "finished").glob(f"{model}-{variant}-{seed}-{'[0-9a-f]' * 16}/run.json")
-    for files in finished.in_cache(root, outputs, study.results / "runs" / model / variant, seed):
+    yield from waiting
+    for files in finished.in_cache(Path(study.root), outputs, study.results / "runs" / model / variant, seed):
         if "run.json" in files:
             yield files["run.json"]
 
 
-def fits(record: dict, plan: dict, seed: int) -> bool:
-    """Whether a run is of this plan.  Of the split a run says more, and of a hyper-parameter that the plan leaves open
-    (None) what it was."""
-    hyper = record["hyper"]
-    plain = {key: value for key, value in plan.items() if key not in ("split", "hyper")}
-    return (
-        record["seed"] == seed
-        and all(record[key] == value for key, value in plain.items())
-        and all(hyper[key] == value for key, value in plan.get("hyper", {}).items() if value is not None)
-    )
+def fits(file: Path, plan: dict, seed: int) -> bool:
+    """Whether a run.json is of this plan.  Of the split it says more, and of a hyper-parameter that the plan leaves
+    open (None) what it was."""
+    hyper = {key: value for key, value in plan.get("hyper", {}).items() if value is not None}
+    same = {key: value for key, value in plan.items() if key not in ("split", "hyper")}
+    try:
+        record = json.loads(file.read_bytes())
+        return (
+            record["seed"] == seed
+            and all(record[key] == value for key, value in same.items())
+            and all(record["hyper"][key] == value for key, value in hyper.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, or of another protocol
+        return False
 
 
-def seconds_left(study: "Study", cells: list[tuple[str, str, int]], trainings: list[Training]) -> float:
+def seconds_left(study: "Study", cells: list[Cell], trainings: list[Training]) -> float:
     """An estimate for cells that are not trained yet.  Trainings that overlapped count as going on so; a pause between
     two, for the start of a process or an evaluation, as coming again."""
 
