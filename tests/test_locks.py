@@ -121,19 +121,18 @@ with turn(Path({str(repository)!r}), "train@a"):
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", code]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    first = subprocess.Popen(command, env=environment, **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **pipes)
     assert first.stdout.readline() == b"its turn\n"
-    second = subprocess.Popen(command, env=environment, **pipes)
+    second = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **pipes)  # ends as soon as it has it
     said = second.stderr.readline().decode()
     assert said == f"train@a: process {first.pid} of an earlier command is still at it; waiting\n"
     with locks.turn(repository, "train@b"):
-        pass
+        assert second.poll() is None
     first.kill()
-    assert second.stdout.readline() == b"its turn\n"
+    assert second.communicate()[0] == b"its turn\n"
     assert (repository / ".work/turns/train_a").read_text() == str(second.pid)
-    for process in (first, second):
-        process.communicate(b"\n")
+    first.communicate()
 
 
 def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository, tmp_path_factory, capfd):

@@ -54,9 +54,7 @@ def turn(root: Path, work: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             process = os.pread(file, 20, 0).decode()
-            print(
-                f"{work}: process {process} of an earlier command is still at it; waiting for its end", file=sys.stderr
-            )
+            print(f"{work}: process {process} of an earlier command is still at it; waiting", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         os.truncate(file, 0)
         os.pwrite(file, str(os.getpid()).encode(), 0)
