@@ -160,6 +160,7 @@ def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository,
     assert capfd.readouterr().err.count(f"still at work here, process {here.pid}; waiting") == 1
     for process in (there, status):
         process.communicate(b"\n")
+    assert {os.getpid(), os.getppid()} <= set(locks.ourselves())  # a stage does not wait for the DVC that runs it
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> None:

@@ -77,25 +77,27 @@ def wait_for_others(root: Path) -> None:
 
 
 def running(root: Path) -> list[int]:
-    """The processes that run stages of this checkout, but for those that we are part of."""
-    try:
-        import psutil
-    except ImportError:  # it comes with DVC
-        return []
-    top, above = root.resolve(), {os.getpid(), *(process.pid for process in psutil.Process().parents())}
-    found = []
-    for process in psutil.process_iter():
+    """The processes that run stages of this checkout, but for those that we are part of; on Linux, elsewhere none."""
+    top, found = root.resolve(), []
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = process.cmdline()
+            words = [os.fsdecode(word) for word in (path / "cmdline").read_bytes().split(b"\0")]
             programs = {Path(word).name for word in words[:3]}  # `dvc`, `python .../dvc` or `python -m dvc`
-            if process.pid in above or "dvc" not in programs or not {"repro", "run"} & set(words):
-                continue
-            folder = Path(process.cwd())
-            if folder == top or folder.is_relative_to(top / "studies"):
-                found.append(process.pid)
-        except (psutil.Error, OSError):  # it has ended, or is another user's
+            if "dvc" in programs and {"repro", "run"} & set(words):
+                folder = (path / "cwd").readlink()
+                if folder == top or folder.is_relative_to(top / "studies"):
+                    found.append(int(path.name))
+        except OSError:  # it has ended, or is another user's
             continue
-    return sorted(found)
+    return sorted(set(found) - set(ourselves())) if found else []
+
+
+def ourselves() -> Iterator[int]:
+    """This process and those that have started it."""
+    process = os.getpid()
+    while process > 0:
+        yield process
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def keep(root: Path) -> None:
