@@ -1,14 +1,19 @@
 """A kill at any moment of a lock's rewriting loses nothing, and a question changes nothing."""
 
 import fcntl
+import os
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 from dvc.fs import localfs
+from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
@@ -44,9 +49,8 @@ def test_a_lock_cut_anywhere_is_put_back_from_its_copy(repository):
     lock = repository / "dvc.lock"
     locks.keep(repository)
     before, after = lock.read_bytes(), lock_of("check", "train@plain", "train@byot", "tables").encode()
-    hash_ends = after.rindex(b"3" * 32) + 32  # behind the last output's hash nothing is left that DVC needs
     kept = yaml.safe_load(before)["stages"]
-    for cut in [*range(0, hash_ends, 13), hash_ends - 1]:
+    for cut in [*range(0, len(after), 13), *range(len(after) - 13, len(after))]:
         if after[:cut] in (before, lock_of("check", "train@plain").encode()):
             continue  # as before the stage, or after a `git checkout`: not to be told from a cut
         lock.write_bytes(after[:cut])
@@ -111,6 +115,89 @@ def test_another_commits_lock_and_a_merge_are_left_alone(repository):
     lock.write_text(lock_of("check", "train@plain"))
     locks.keep(repository)
     assert locks.copy_of(repository, lock).read_text() == lock.read_text()
+
+
+def test_a_lock_that_another_dvc_left_cut_is_whole_when_a_stage_ends(repository, capsys):
+    """The DVC that has started the stage would take an empty file for a lock without entries."""
+    lock = repository / "dvc.lock"
+    before = lock.read_bytes()
+    with locks.guarded(repository, "train@plain"):
+        lock.write_bytes(b"")
+    assert lock.read_bytes() == before
+    assert capsys.readouterr().err == "dvc.lock: it was cut by a kill; put back from its copy in .work\n"
+
+
+def test_a_stage_waits_for_its_double_and_for_no_other(repository):
+    """A training that goes on after its engine was killed, and the same command again."""
+    code = f"""
+from pathlib import Path
+from selfdistill.locks import turn
+with turn(Path({str(repository)!r}), "train@a"):
+    print("its turn", flush=True)
+    input()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    first = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **pipes)
+    assert first.stdout.readline() == b"its turn\n"
+    second = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **pipes)  # ends as soon as it has it
+    said = second.stderr.readline().decode()
+    assert said == f"train@a: process {first.pid} of an earlier command is still at it; waiting\n"
+    with locks.turn(repository, "train@b"):
+        assert second.poll() is None
+    first.kill()
+    assert second.communicate()[0] == b"its turn\n"
+    assert (repository / ".work/turns/train_a").read_text() == str(second.pid)
+    first.communicate()
+
+
+def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository, tmp_path_factory, capfd):
+    """It removes what one that was left behind might be writing."""
+    program = tmp_path_factory.mktemp("bin") / "dvc"
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    here, there, status = (
+        subprocess.Popen([program, *words], cwd=folder, stdin=subprocess.PIPE)
+        for words, folder in (
+            (["--wait-for-lock", "repro"], repository),
+            (["repro"], elsewhere),
+            (["status"], repository),
+        )
+    )
+    within(10, lambda: locks.running(repository) == [here.pid])
+    waiting = threading.Thread(target=locks.wait_for_others, args=[repository])
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    here.communicate(b"\n")
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert capfd.readouterr().err.count(f"still at work here, process {here.pid}; waiting") == 1
+    for process in (there, status):
+        process.communicate(b"\n")
+    assert {os.getpid(), os.getppid()} <= set(locks.ourselves())  # a stage does not wait for the DVC that runs it
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_dvcs_list_of_readers_that_a_kill_cut_is_emptied(repository):
+    """DVC does nothing with one that is no JSON."""
+    file = repository / ".dvc/tmp/rwlock"
+    for content, after in ((b"", b"{}"), (b'{"write": {"/a', b"{}"), (b'{"read": {}}', b'{"read": {}}')):
+        file.write_bytes(content)
+        locks.restore(repository)
+        assert file.read_bytes() == after
+    file.write_bytes(b"")
+    with make_lock(str(file.with_name("rwlock.lock"))):  # a DVC is rewriting it
+        locks.restore(repository)
+        assert file.read_bytes() == b""
 
 
 def test_a_study_goes_on_after_its_lock_was_cut(project):

@@ -3,11 +3,19 @@
 DVC rewrites its lock in place after every stage; a kill at that moment leaves nothing or the beginning of it, which may
 even parse.  So every stage keeps a copy of the locks before it begins, and whoever reads them next puts back what was
 cut.  A stage whose entry is newer than the copy is not lost: DVC's run cache and finished seeds have what it made.
+
+A killed engine leaves its jobs running.  They end by themselves, and whoever is started in the meantime waits for them.
 """
 
+import fcntl
 import json
+import os
+import re
 import subprocess
-from contextlib import suppress
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -15,15 +23,93 @@ import yaml
 from selfdistill.files import write_atomically
 
 COPIES = Path(".work/locks")
+TURNS = Path(".work/turns")  # a file for each stage and run, whose lock ends with the process that holds it
+
+
+@contextmanager
+def guarded(root: Path, stage: str) -> Iterator[None]:
+    """While a stage runs: no other process runs it, a copy of the locks is there, and in the end they are whole.
+
+    The end matters where several DVCs run: one that is killed while it rewrites the lock leaves it to the next, which
+    would take an empty one for a lock without entries.
+    """
+    with turn(root, stage):
+        keep(root)
+        try:
+            yield
+        finally:
+            for line in restore(root):
+                print(line, file=sys.stderr)
+
+
+@contextmanager
+def turn(root: Path, work: str) -> Iterator[None]:
+    """Wait until no other process of this checkout does the same work, and keep others waiting."""
+    file = None
+    with suppress(OSError):  # a folder that is not writable stops the work where it writes what matters
+        path = root / TURNS / re.sub(r"[^\w-]", "_", work)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process = os.pread(file, 20, 0).decode()
+            print(f"{work}: process {process} of an earlier command is still at it; waiting", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.truncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+    try:
+        yield
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def wait_for_others(root: Path) -> None:
+    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed."""
+    said = None
+    while others := running(root):
+        if said != others:
+            numbers = ", ".join(map(str, others))
+            print(f"DVC of an earlier command is still at work here, process {numbers}; waiting", file=sys.stderr)
+            said = others
+        time.sleep(0.5)
+
+
+def running(root: Path) -> list[int]:
+    """The processes that run stages of this checkout, but for those that we are part of; on Linux, elsewhere none."""
+    top, found = root.resolve(), []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = [os.fsdecode(word) for word in (path / "cmdline").read_bytes().split(b"\0")]
+            programs = {Path(word).name for word in words[:3]}  # `dvc`, `python .../dvc` or `python -m dvc`
+            if "dvc" in programs and {"repro", "run"} & set(words):
+                folder = (path / "cwd").readlink()
+                if folder == top or folder.is_relative_to(top / "studies"):
+                    found.append(int(path.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return sorted(set(found) - set(ourselves())) if found else []
+
+
+def ourselves() -> Iterator[int]:
+    """This process and those that have started it."""
+    process = os.getpid()
+    while process > 0:
+        yield process
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def keep(root: Path) -> None:
     """Copy each lock of the repository that is whole; called when a stage begins."""
     with suppress(OSError):  # a full disk stops the stage where it writes what matters
-        for lock in locks(root):
-            content, copy = lock.read_bytes(), copy_of(root, lock)
-            if (copy.read_bytes() if copy.is_file() else None) != content and not is_cut(root, lock, content):
-                write_atomically(copy, content)
+        (root / TURNS).mkdir(parents=True, exist_ok=True)
+        with open(root / TURNS / "copies", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError, too, where another process copies now
+            for lock in locks(root):
+                content, copy = lock.read_bytes(), copy_of(root, lock)
+                if (copy.read_bytes() if copy.is_file() else None) != content and not is_cut(root, lock, content):
+                    write_atomically(copy, content)
 
 
 def restore(root: Path) -> list[str]:
@@ -32,7 +118,7 @@ def restore(root: Path) -> list[str]:
 
     Nothing is done while a DVC is alive that may be rewriting one.  What was there is kept beside the copy.
     """
-    lines = mend_rwlock(root)
+    lines = empty_rwlock(root)
     if not any(is_cut(root, lock, lock.read_bytes()) for lock in locks(root)):
         return lines
     from dvc.lock import LockError
@@ -51,7 +137,7 @@ def restore(root: Path) -> list[str]:
     return lines
 
 
-def mend_rwlock(root: Path) -> list[str]:
+def empty_rwlock(root: Path) -> list[str]:
     """Empty DVC's list of the files in use if a kill cut it, which DVC rewrites in place as well and then refuses."""
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.is_file() or is_json(path):
@@ -89,19 +175,27 @@ def is_cut(root: Path, lock: Path, content: bytes) -> bool:
     if b"<<<<<<<" in content:
         return False
     copy = copy_of(root, lock)
-    before = copy.read_bytes() if copy.is_file() else b""
-    beginning = len(content) < len(before) and before.startswith(content)
+    before = copy.read_bytes() if copy.is_file() else None
+    if content == before:
+        return False
+    beginning = before is not None and before.startswith(content)
     return (beginning or not ends_well(content)) and content != in_git(root, lock)
 
 
 def ends_well(content: bytes) -> bool:
-    """Whether it can be read as a lock, and its last entry has outputs with a hash each."""
+    """Whether it can be read as a lock, and its last entry has outputs with hash and size each."""
     try:
         entries = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
         outs = list(entries.values())[-1]["outs"]
-        return bool(outs) and all(len(out["md5"].removesuffix(".dir")) == 32 for out in outs)
+        return content.endswith(b"\n") and bool(outs) and all(map(is_whole, outs))
     except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         return False
+
+
+def is_whole(out: dict) -> bool:
+    """Whether an output's lines are all there: DVC writes its size, and the number of files in a folder, last."""
+    last = "nfiles" if out["md5"].endswith(".dir") else "size"
+    return len(out["md5"].removesuffix(".dir")) == 32 and last in out
 
 
 def in_git(root: Path, lock: Path) -> bytes | None:

@@ -17,6 +17,7 @@ from dvc.repo import Repo
 
 from selfdistill.checkout import require
 from selfdistill.config import read_study, seeds_of
+from selfdistill.locks import wait_for_others
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
 from selfdistill.studies import folders
@@ -99,6 +100,7 @@ def clear_locks() -> None:
     """Remove Snakemake's own locks; `claim` does their work."""
     for lock in Path(".snakemake/locks").glob("*.lock"):
         lock.unlink(missing_ok=True)
+    wait_for_others(Path("."))  # the jobs of one that was killed
 
 
 def forced(settings: Any) -> set[str]:

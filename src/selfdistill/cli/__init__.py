@@ -35,10 +35,12 @@ def carried_out(options: argparse.Namespace) -> int:
     """The exit code of one command, after a line of what it could not do."""
     try:
         with asking_for_packages():
-            if root := os.environ.get("DVC_ROOT"):  # a stage, which DVC ends by rewriting its lock
+            # a stage, which DVC ends by rewriting its lock; one of torchrun's processes is a part of one
+            if (root := os.environ.get("DVC_ROOT")) and "LOCAL_RANK" not in os.environ:
                 from selfdistill import locks
 
-                locks.keep(Path(root))
+                with locks.guarded(Path(root), os.environ.get("DVC_STAGE", options.command)):
+                    return options.run(options) or 0
             return options.run(options) or 0
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
         "drop results of cells that the study no longer lists",
         "Remove runs, predictions and records of models, methods and seeds that params.yaml no longer lists, so "
         "that the tables forget them. What DVC has cached stays in its cache. make repro and Snakemake do this "
-        "by themselves; before a bare `dvc repro` it is yours to do.",
+        "by themselves; before a bare `dvc repro` it is yours to do. Waits for a `dvc repro` that "
+        "is still at work here.",
     )
 
 
@@ -53,7 +54,12 @@ def check(options: Namespace) -> None:
 
 
 def prune(options: Namespace) -> None:
+    from selfdistill.locks import restore, wait_for_others
     from selfdistill.pruning import forget
 
+    root = STUDY.parent / read_study(STUDY).root
+    wait_for_others(root)
+    for line in restore(root):  # where one of those that we waited for was killed
+        print(line)
     for path in forget(STUDY.parent):
         print(f"removed {path}")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.files import sha256_of
+from selfdistill.locks import turn
 from selfdistill.models.trained import read_run
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import evaluate_robustness, evaluate_run, open_test
@@ -90,15 +91,16 @@ def once(
     key, root = finished.key_of(inputs), folder.parents[1]
     finished.sweep(folder, cell, finished.files_in_cache(root, outputs, targets))
     waiting, staged = folder / f"{cell}-{key[:16]}", folder / f"{cell}-{key[:16]}.staged.partial"
-    cached = finished.files_in_cache(root, outputs, targets)
-    if finished.restore(waiting, cached, staged, partial(is_evaluation, key=key)):
-        tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
-    else:
-        finished.keep(waiting, lambda target: write(target, key), staged)
-    for name, path in targets.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staged / name, path)
-    staged.rmdir()
+    with turn(root, waiting.name):
+        cached = finished.files_in_cache(root, outputs, targets)
+        if finished.restore(waiting, cached, staged, partial(is_evaluation, key=key)):
+            tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
+        else:
+            finished.keep(waiting, lambda target: write(target, key), staged)
+        for name, path in targets.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(staged / name, path)
+        staged.rmdir()
 
 
 def is_evaluation(files: finished.Files, key: str) -> bool:

@@ -11,8 +11,9 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from safetensors.torch import save
 
 from selfdistill.errors import UserError
 from selfdistill.files import sha256_of, write_atomically
+from selfdistill.locks import turn
 from selfdistill.models.trained import load_network, weight_hashes
-from selfdistill.stages import finished, host
+from selfdistill.stages import finished, host, tally
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
 from selfdistill.stages.plan import training_plan
@@ -102,40 +104,44 @@ def train_seed(
     inputs = {**plan, **cell.facts, "seed": seed, "teacher_sha256": taught and taught["weights_sha256"]}
     key = finished.key_of(inputs)
     waiting = finished_folder(study) / f"{model}-{variant}-{seed}-{key[:16]}"
-    found = cached(study, outputs, model, variant, seed)
-    restored = world.rank == 0 and finished.restore(waiting, found, folder, partial(is_run, key=key))
-    if restored:
-        print(f"{model}/{variant}/{seed}: finished before, from equal inputs; not trained again")
-    if world.most(int(restored)):  # what the first process found counts for all
-        return
-    host.begin()
-    checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
-    if world.rank == 0:
-        writable(checkpoints.folder)
-    recipe, given = study.variant(variant).recipe, study.weights.get(model)
-    if given and given.use == "teacher":
-        trained = given_network(cell)
-    else:
-        trained = train_cell(
-            cell,
-            recipe,
-            seed,
-            teacher=teacher,
-            checkpoints=checkpoints,
-            interruption=interruption,
-            progress=progress or Progress(),
-            world=world,
-        )
-    if world.rank == 0:
+    # it alone writes; one that a killed engine has left behind may still be at it
+    with turn(Path(study.root), waiting.name) if world.rank == 0 else nullcontext():
+        found = cached(study, outputs, model, variant, seed)
+        restored = world.rank == 0 and finished.restore(waiting, found, folder, partial(is_run, key=key))
+        if restored:
+            print(f"{model}/{variant}/{seed}: finished before, from equal inputs; not trained again")
+        if world.most(int(restored)):  # what the first process found counts for all
+            return
+        host.begin()
+        began = time.time()
+        checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
+        if world.rank == 0:
+            writable(checkpoints.folder)
+        recipe, given = study.variant(variant).recipe, study.weights.get(model)
+        if given and given.use == "teacher":
+            trained = given_network(cell)
+        else:
+            trained = train_cell(
+                cell,
+                recipe,
+                seed,
+                teacher=teacher,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                progress=progress or Progress(),
+                world=world,
+            )
+        if world.rank == 0:
 
-        def write(target: Path) -> None:
-            write_run(target, {**inputs, "key": key}, cell, trained, taught)
-            described = json.loads((target / "run.json").read_text())
-            file, seconds = study.host_file(model, variant, seed), trained.seconds
-            host.note(file, described, device=device, seconds=seconds, processes=world.size)
+            def write(target: Path) -> None:
+                write_run(target, {**inputs, "key": key}, cell, trained, taught)
+                described = json.loads((target / "run.json").read_text())
+                file, seconds = study.host_file(model, variant, seed), trained.seconds
+                host.note(file, described, device=device, seconds=seconds, processes=world.size)
 
-        finished.keep(waiting, write, folder)  # the host's file first: a run that is whole is never trained again
-        checkpoints.clear()
+            finished.keep(waiting, write, folder)  # the host's file first: a run that is whole is never trained again
+            checkpoints.clear()
+            tally.tell(study, model, variant, began, outputs)
 
 
 def is_run(files: finished.Files, key: str) -> bool:
