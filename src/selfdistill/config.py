@@ -15,7 +15,7 @@ from pydantic import Field, PlainValidator
 from selfdistill import methods, models
 from selfdistill.bounds import refused
 from selfdistill.data.catalogue import DataEntry, read_catalogue, split_faults
-from selfdistill.errors import UserError
+from selfdistill.errors import UserError, printable
 from selfdistill.schema import ConfigError, Name, Sha256, Strict, nearest, read_yaml, shown, validate
 
 # a network, also one of timm's: whether it exists is seen when it is built, because timm takes seconds to load
@@ -224,7 +224,7 @@ def read_study(path: Path = Path("params.yaml")) -> Study:
     study, faults = validate(Study, content)
     faults += list(cross_faults(content, path.parent))
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in dict.fromkeys(faults)))
+        raise ConfigError("\n".join(printable(f"{path}: {fault}") for fault in dict.fromkeys(faults)))
     return study
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from selfdistill.data.drawing import size_faults
+from selfdistill.errors import printable
 from selfdistill.schema import ConfigError, Md5, Name, Sha256, Strict, nearest, read_yaml, validate
 
 
@@ -125,7 +126,7 @@ def read_catalogue(path: Path) -> Catalogue:
         elif entry.tests is not None and entry.classes != catalogue.datasets[entry.tests].classes:
             faults.append(f"datasets.{name}.classes: not those of {entry.tests}; allowed: the same, in the same order")
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise ConfigError("\n".join(printable(f"{path}: {fault}") for fault in faults))
     return catalogue
 
 

@@ -1,6 +1,8 @@
 """What readers of published files have in common: they check what they read, and say in one line what is wrong."""
 
 import errno
+import gzip
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from selfdistill.data.archives import ArchiveError
+from selfdistill.data.archives import RATIO, ArchiveError
 from selfdistill.errors import UserError
+from selfdistill.outside import OutsideError, reason_of, regular_bytes
 
+MOST = 2**34  # bytes of a file that is read at once
+LARGEST_MEMBER = 2**28  # bytes of a photograph or a list in an archive
 NO_FAULTS_OF_DISKS = (None, errno.EINVAL, errno.EOVERFLOW)  # but of places that a damaged header gives
 
 
@@ -28,19 +33,34 @@ def reading(place: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except ArchiveError as error:
+    except (ArchiveError, OutsideError) as error:
         raise DataError(f"{place}: {error}; fetch it again") from None
     except UserError:
         raise
-    except MemoryError:
-        raise DataError(f"{place}: it asks for more memory than there is; fetch it again") from None
+    except MemoryError as error:
+        raise DataError(f"{place}: {reason_of(error)}; fetch it again") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in NO_FAULTS_OF_DISKS:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        kind = type(error).__name__
-        said = reason if reason and not isinstance(error, KeyError) else f"{kind}: {reason}" if reason else kind
-        raise DataError(f"{place}: not as it is published ({said}); fetch it again") from error
+        raise DataError(f"{place}: not as it is published ({reason_of(error)}); fetch it again") from error
+
+
+def content_of(path: Path, most: int = MOST) -> bytes:
+    """A published file, whole."""
+    with reading(path):
+        return regular_bytes(path, most)
+
+
+def gunzipped(path: Path) -> bytes:
+    """What a .gz unpacks to, which is no more than RATIO allows."""
+    with reading(path):
+        packed = io.BytesIO(content_of(path))
+        most = RATIO * len(packed.getbuffer()) + 2**20
+        with gzip.open(packed) as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path}: it unpacks to more than {most:,} bytes; fetch it again")
+    return content
 
 
 def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +86,8 @@ def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, n
 def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """The content of a file in a zip archive, whole and with the CRC that the archive gives."""
     with reading(f"{archive.filename}: {member.filename}"):
+        if member.file_size > LARGEST_MEMBER:
+            raise ArchiveError(f"it unpacks to {member.file_size:,} bytes; allowed: {LARGEST_MEMBER:,}")
         return archive.read(member)
 
 
