@@ -61,7 +61,7 @@ def array(file: BinaryIO, end: int, name: str) -> np.ndarray:
         if np.lib.format.read_magic(file) != (1, 0):  # the header of another may be as long as the file
             raise DataError(f"{name}: not the published array (of another version of .npy than 1.0); fetch it again")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if math.prod(shape) * dtype.itemsize != end - file.tell():  # before memory is asked for
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize != end - file.tell():  # before memory is asked for
             raise DataError(f"{name}: {shape} numbers in its header, more or fewer in the file; fetch it again")
         file.seek(first)
         content = np.lib.format.read_array(file, allow_pickle=False)

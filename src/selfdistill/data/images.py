@@ -50,9 +50,7 @@ KINDS = (
 )
 QUALITY = 95  # of JPEG files that are written; Pillow's documentation advises against more
 DISTRACTOR, JUNK = 0, -1  # identities of images that show none of the persons to be found, or none well
-LARGEST = (
-    2**30
-)  # bytes of an image's file, at most: as many pixels as Pillow opens, in 16 bits of four channels, have less
+LARGEST = 2**30  # bytes of an image's file, at most: all pixels that Pillow opens, in 4 channels of 16 bits, have less
 # Scans of a JPEG file, at most.  Each goes over all pixels: a megabyte of empty ones takes hours; encoders write ten.
 SCANS = 500
 CONTAINER = 2**16 - 1  # the largest value that 16 bits can hold

@@ -28,11 +28,8 @@ def dataset_of(record: dict, place: Path) -> Dataset:
     }
     faults = [f"dataset.{key}" for key, fit in fits.items() if not fit]
     faults += [f"dataset.{key}" for key in told if key not in fits]
-    if not faults and [form.get(key) for key in ("classes", "channels", "size")] != [
-        len(classes or ()),
-        channels,
-        size,
-    ]:
+    built = [form.get(key) for key in ("classes", "channels", "size")]
+    if not faults and built != [len(classes or ()), channels, size]:
         faults.append("network and dataset of different images or classes")
     if faults:
         raise WeightsError(f"{place}: not what training writes ({faults[0]}); name the folder of a trained run")
