@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from selfdistill.errors import UserError, first_line
+from selfdistill.errors import UserError, first_line, lacking
 
 JSON = 2**28  # bytes of a JSON file, at most: the largest record has some megabytes
 MARKS = b"<<<<<<< ", b">>>>>>> "  # of a merge that was not finished, at the begin of a line
@@ -53,6 +53,8 @@ def untrusted(kind: type[UserError], place: Path | str, fault: str, remedy: str)
     try:
         yield
     except Exception as error:
+        if isinstance(error, RuntimeError) and lacking(error):  # a device's memory, whatever the bytes are
+            raise
         if isinstance(error, UserError) and str(error).startswith(str(place)):
             raise
         raise kind(f"{place}: {fault} ({reason_of(error)}); {remedy}") from error

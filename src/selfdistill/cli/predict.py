@@ -33,11 +33,11 @@ def add(commands: Commands) -> None:
 
 def predict(options: Namespace) -> int:
     from selfdistill.errors import printable
-    from selfdistill.evaluation.images import Refused, classify
+    from selfdistill.evaluation.images import PredictError, classify
 
     refused, before = 0, "["
     for answer in classify(options.folder, options.images, options.exit, options.invert):
-        if isinstance(answer, Refused):
+        if isinstance(answer, PredictError):
             refused += 1
             print(f"selfdistill predict: {printable(str(answer))}", file=sys.stderr)
         elif options.json:

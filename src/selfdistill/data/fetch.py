@@ -106,9 +106,11 @@ class Place:
         self.pin_file = raw.parent / "pins" / f"{name}.json"
         self.pins: dict[str, dict] = {}
         if self.pin_file.is_file():
-            self.pins = json_object(self.pin_file, remedy := "bring it back from Git")
-            if not all(isinstance(pin, dict) and isinstance(pin.get("sha256"), str) for pin in self.pins.values()):
-                raise FetchError(f"{self.pin_file}: not what was written there; {remedy}")
+            with suppress(OutsideError):
+                self.pins = json_object(self.pin_file, "")
+            pins = list(self.pins.values()) or [None]
+            if not all(isinstance(pin, dict) and isinstance(pin.get("sha256"), str) for pin in pins):
+                raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git")
 
     def sha256(self, file: "SourceFile | Member") -> str | None:
         """Of a SourceFile or Member: the catalogue's, or the pinned one."""

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,14 @@ NAME_A_RUN = "name a folder of results/runs/MODEL/VARIANT"
 
 
 class PredictError(UserError):
-    """The run or the exit cannot be used; the message names it."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A file that is not classified, and why."""
-
-    file: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: no image that can be read ({self.reason})"
+    """The run, the exit or an image cannot be used; the message names it."""
 
 
 def classify(
     folder: Path, images: list[Path], exit_number: int | None, invert: bool = False
-) -> Iterator[dict[str, Any] | Refused]:
-    """Per image, in their order: file, class, probability, exit, exits, and the probability of each class; or why it
-    cannot be read.  A few images are in memory at a time.
+) -> Iterator[dict[str, Any] | PredictError]:
+    """Per image, in their order: file, class, probability, exit, exits, and the probability of each class; or, not
+    raised, why it cannot be read.  A few images are in memory at a time.
 
     folder: a run's.  images: files, and folders, whose files are taken one by one as preparing takes them: below it in
     the order of their names, without hidden ones and those that systems make.  exit_number: 1 (shallowest) to the
@@ -62,14 +50,14 @@ def classify(
     files = (file for path in images for file in files_of(path))
     together = min(1000, max(1, TOGETHER // (dataset.channels * dataset.size[0] * dataset.size[1])))
     while some := list(islice(files, together)):
-        read = [file if isinstance(file, Refused) else read_image(file, dataset, invert) for file in some]
+        read = [read_or_refused(file, dataset, invert) for file in some]
         usable = [pixels for pixels in read if isinstance(pixels, np.ndarray)]
         found: Iterator[list[float]] = iter(())
         if usable:
             logits = predict(network, dataset, torch.from_numpy(np.stack(usable)))[number - 1 : number]
             found = iter(finite(logits, folder / "weights.safetensors", "given")[0].softmax(dim=1).tolist())
         for path, pixels in zip(some, read, strict=True):
-            if isinstance(pixels, Refused):
+            if isinstance(pixels, PredictError):
                 yield pixels
                 continue
             row = next(found)
@@ -98,7 +86,7 @@ def opened(folder: Path) -> tuple[SectionedNetwork, Dataset]:
         return load_network(folder)[0], dataset
 
 
-def files_of(path: Path) -> Iterator[Path | Refused]:
+def files_of(path: Path) -> Iterator[Path | PredictError]:
     """The path itself, or the files of a folder."""
     if not os.path.isdir(path):
         yield path
@@ -110,12 +98,20 @@ def files_of(path: Path) -> Iterator[Path | Refused]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [Path(place) / name for name in (*names, *links) if not left_out(name)]
     yield from sorted(found)
-    yield from (Refused(str(error.filename), reason_of(error)) for error in failures)
+    yield from (PredictError(f"{error.filename}: {reason_of(error)}") for error in failures)
     if not found and not failures:
-        yield Refused(str(path), "a folder without files")
+        yield PredictError(f"{path}: a folder without files")
 
 
-def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray | Refused:
+def read_or_refused(file: Path | PredictError, dataset: Dataset, invert: bool) -> np.ndarray | PredictError:
+    """The pixels, or why there are none."""
+    try:
+        return read_image(file, dataset, invert) if isinstance(file, Path) else file
+    except PredictError as error:
+        return error
+
+
+def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
     """An image file as uint8 C x H x W, in the channels and size of the data set, as preparing sees it."""
     try:
         content = regular_bytes(path, LARGEST)
@@ -126,5 +122,6 @@ def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray | Refus
             pixels = centre_cropped(smaller, dataset.size, dataset.channels).transpose(2, 0, 1)
     except (OSError, OutsideError, UnusableImageError, MemoryError) as error:
         linked = path.is_symlink() and path.is_dir()
-        return Refused(str(path), "a link to a folder, which is not followed" if linked else reason_of(error))
+        reason = "a link to a folder, which is not followed" if linked else reason_of(error)
+        raise PredictError(f"{path}: no image that can be read ({reason})") from None
     return 255 - pixels if invert else pixels

@@ -165,6 +165,12 @@ def tests_persons(record: Any) -> bool:
     return isinstance(parts, dict) and "gallery" in parts
 
 
+class TestedHere(Robustness):
+    """What `robustness` wrote of a run of this checkout."""
+
+    tests: list[OtherImages]
+
+
 class Old(Open):
     """A record of another version of the protocol, which is named and left out."""
 

@@ -17,7 +17,7 @@ from selfdistill.config import COMPUTING, Recipe, Study
 from selfdistill.errors import UserError
 from selfdistill.outside import OutsideError, json_object
 from selfdistill.protocol import PROTOCOL
-from selfdistill.reporting.entries import Host, Old, OldEntry, Robustness, entry_schema, record_schema
+from selfdistill.reporting.entries import Host, Old, OldEntry, TestedHere, entry_schema, record_schema
 from selfdistill.schema import shown, validate
 
 AGAIN = "`dvc repro` makes it again once it is removed"
@@ -72,7 +72,7 @@ def local_record(study: Study, path: Path) -> dict:
     found = {}
     for name in study.robustness:
         other = study.results / "records" / "robustness" / name / cell
-        tested = told(other, lambda _: Robustness, AGAIN) if other.is_file() else {}
+        tested = told(other, lambda _: TestedHere, AGAIN) if other.is_file() else {}
         if tested.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(tested)):
             found[name] = {key: tested[key] for key in ("selection", "pixels_sha256", "tests")}
     return {**record, "robustness": found} if found else record

@@ -106,6 +106,8 @@ def train_seed(
         return
     host.begin()
     checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
+    if odd := [path for path in checkpoints.files() if not path.is_file()]:
+        raise ResourceError(f"{odd[0]}: no regular file in place of a checkpoint; take it away")
     if world.rank == 0:
         writable(checkpoints.folder)
     recipe, given = study.variant(variant).recipe, study.weights.get(model)
