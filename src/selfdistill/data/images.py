@@ -211,7 +211,7 @@ def packed_form(
     image = upright(content, white)
     if channels == 1:
         image = image.convert("L")
-    with Image.open(io.BytesIO(content), formats=FORMATS) as original:
+    with decoding(content), Image.open(io.BytesIO(content), formats=FORMATS) as original:
         plain = original.format == "JPEG" and original.mode == image.mode and original.getexif().get(0x0112, 1) == 1
     shortest = min(image.size)
     if shortest > shorter_side:

@@ -19,7 +19,7 @@ from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.models.sections import SectionedNetwork
 from selfdistill.models.trained import load_network, predict, read_run
-from selfdistill.outside import OutsideError, reason_of, regular_bytes, untrusted
+from selfdistill.outside import JSON, OutsideError, reason_of, regular_bytes, untrusted
 
 TOGETHER = 2**22  # values of the images that are classified at once: 64 of 3 x 148 x 148
 NAME_A_RUN = "name a folder of results/runs/MODEL/VARIANT"
@@ -77,6 +77,8 @@ def opened(folder: Path) -> tuple[SectionedNetwork, Dataset]:
         refuse_imported(folder)
         if not os.path.lexists(folder / "run.json"):
             raise PredictError(f"{folder}: no trained run (no run.json in it); {NAME_A_RUN}")
+        with untrusted(PredictError, folder / "run.json", "cannot be read", NAME_A_RUN):
+            regular_bytes(folder / "run.json", JSON)
         dataset = dataset_of(read_run(folder), folder / "run.json")
         if "gallery" in dataset.pixels_sha256:
             raise PredictError(
@@ -121,7 +123,7 @@ def read_image(path: Path, dataset: Dataset, invert: bool) -> np.ndarray:
             smaller, _ = packed_form(content, dataset.shorter_side, dataset.channels, dataset.white)
             pixels = centre_cropped(smaller, dataset.size, dataset.channels).transpose(2, 0, 1)
     except (OSError, OutsideError, UnusableImageError, MemoryError) as error:
-        linked = path.is_symlink() and path.is_dir()
+        linked = os.path.islink(path) and os.path.isdir(path)
         reason = "a link to a folder, which is not followed" if linked else reason_of(error)
         raise PredictError(f"{path}: no image that can be read ({reason})") from None
     return 255 - pixels if invert else pixels
