@@ -402,7 +402,7 @@ def folders(folder: Path) -> tuple[st.SearchStrategy, Check]:
                 (place / f"{i}.png").write_bytes(pixels)
         for parent, name, kind in given[1]:
             path = top / parent / name
-            with contextlib.suppress(FileExistsError):
+            if not os.path.lexists(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if kind == "folder":
                     path.mkdir()
@@ -568,8 +568,9 @@ def targets() -> list[Target]:
 
 
 def tried(target: Target, cases: int, number: int | None) -> tuple[int, str | None]:
-    """How many cases were tried, and of the smallest failing one the error, the example and the traceback; number: of the draws, None for
-    those that are always the same."""
+    """How many cases were tried, and of the smallest failing one the error, the example and the traceback.
+
+    number: of the draws, None for those that are always the same."""
     count, last = 0, None
     here = os.getcwd()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:

@@ -23,13 +23,17 @@ def regular_bytes(path: Path, most: int) -> bytes:
 
     OSError passes.  OutsideError, without the file's name: another kind of file, or a larger one.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        found = os.fstat(file.fileno())
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
-            raise OutsideError("no regular file")
+            raise OutsideError("a folder" if stat.S_ISDIR(found.st_mode) else "no regular file")
         if found.st_size > most:
             raise OutsideError(f"{found.st_size:,} bytes; allowed: at most {most:,}")
-        return file.read(most)
+        with open(number, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(number)
 
 
 def json_object(path: Path, remedy: str, most: int = JSON) -> dict[str, Any]:
