@@ -15,8 +15,8 @@ from selfdistill.data.archives import RATIO, ArchiveError
 from selfdistill.errors import UserError
 from selfdistill.outside import OutsideError, reason_of, regular_bytes
 
-MOST = 2**34  # bytes of a file that is read at once
-LARGEST_MEMBER = 2**28  # bytes of a photograph or a list in an archive
+MOST = 2**31  # bytes of a file that is read at once; EMNIST's largest has 550 MB
+LARGEST_MEMBER, LARGEST_TEXT = 2**28, 2**24  # bytes of a photograph and of a list in an archive
 NO_FAULTS_OF_DISKS = (None, errno.EINVAL, errno.EOVERFLOW)  # but of places that a damaged header gives
 
 
@@ -83,11 +83,11 @@ def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, n
     return images, given.astype(np.int64)
 
 
-def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int = LARGEST_MEMBER) -> bytes:
     """The content of a file in a zip archive, whole and with the CRC that the archive gives."""
     with reading(f"{archive.filename}: {member.filename}"):
-        if member.file_size > LARGEST_MEMBER:
-            raise ArchiveError(f"it unpacks to {member.file_size:,} bytes; allowed: {LARGEST_MEMBER:,}")
+        if member.file_size > most:
+            raise ArchiveError(f"it unpacks to {member.file_size:,} bytes; allowed: {most:,}")
         return archive.read(member)
 
 

@@ -111,16 +111,16 @@ def once(
         tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
     else:
         finished.keep(waiting, lambda target: write(target, key), staged)
-    partials = {path.with_name(path.name + ".partial"): path for path in targets.values()}
+    beside = {path.with_name(path.name + ".partial"): path for path in targets.values()}
     try:
-        for (name, path), partial in zip(targets.items(), partials, strict=True):
+        for (name, path), new in zip(targets.items(), beside, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(staged / name, partial)  # copies, where results lies on another disk
-        for partial, path in partials.items():
-            os.replace(partial, path)
+            shutil.move(staged / name, new)  # copies, where results lies on another disk
+        for new, path in beside.items():
+            os.replace(new, path)
     except OSError as error:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        for new in beside:
+            new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
