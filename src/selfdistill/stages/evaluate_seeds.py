@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,8 @@ def once(
             os.replace(new, path)
     except OSError as error:
         for new in beside:
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
