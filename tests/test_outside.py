@@ -17,7 +17,7 @@ from test_records import IMPORTED, MODEL, entry, pack, put, study  # noqa: F401 
 
 from selfdistill.cli import main
 from selfdistill.outside import OutsideError, json_object
-from selfdistill.reporting.writing import write_together
+from selfdistill.reporting.files import read_table, write_together
 
 RECORDS, HOSTS = Path("results/records"), Path("results/hosts")
 CELL = f"{MODEL}/plain/0.json"
@@ -94,6 +94,14 @@ def test_a_file_without_end_or_none_is_never_waited_for(tmp_path, made, words):
         json_object(tmp_path / "file.json", "remove it")
     assert str(error.value).startswith(f"{tmp_path / 'file.json'}: cannot be read (")
     assert str(error.value).endswith("; remove it")
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< HEAD\na,b\n", b"", b"a,b\n1\n1,2,3\n", b"\xff\xfe,", None])
+def test_a_table_that_is_none_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(OutsideError, match=r"t.csv: cannot be read \(.+\); `selfdistill tables` writes it again"):
+        read_table(tmp_path / "t.csv")
 
 
 # ---- packed records that unpack to more than they may ----

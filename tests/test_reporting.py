@@ -17,9 +17,9 @@ from selfdistill import methods
 from selfdistill.errors import UserError
 from selfdistill.reporting import tables
 from selfdistill.reporting.figures import STYLE, colours_of, draw_cost_rows, draw_curves, draw_figures, panels
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.page import card_address, headline, sort_value
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
-from selfdistill.reporting.writing import write_together
 
 ROOT = Path(__file__).parents[1]
 

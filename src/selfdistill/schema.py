@@ -58,7 +58,9 @@ def read_yaml(path: Path, most: int = STUDY) -> dict:
             f"{path}: cannot be read ({error.strerror}); a study is a folder with a params.yaml"
         ) from None
     except OutsideError as error:
-        raise ConfigError(f"{path}: {error}; many seeds are written as blocks, such as 0-9") from None
+        large = "allowed" in str(error)
+        advice = "many seeds are written as blocks, such as 0-9" if large else "a study is a folder with a params.yaml"
+        raise ConfigError(f"{path}: {error}; {advice}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     try:

@@ -14,8 +14,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfdistill.reporting.files import read_table, write_together
 from selfdistill.reporting.measure import measure_of
-from selfdistill.reporting.writing import write_together
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
@@ -28,7 +28,7 @@ METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
-        name: pd.read_csv(results / "tables" / f"{name}.csv")
+        name: read_table(results / "tables" / f"{name}.csv")
         for name in ("accuracy", "exits", "cost", "runs", "curves", "robustness")
         if (results / "tables" / f"{name}.csv").is_file()
     }

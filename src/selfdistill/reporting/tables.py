@@ -19,10 +19,10 @@ import pandas as pd
 from selfdistill import methods
 from selfdistill.config import Study
 from selfdistill.errors import UserError
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.measure import Measure, measure_of
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
-from selfdistill.reporting.writing import write_together
 
 Bold = Callable[[str, bool], Any]  # a cell's text and whether it is the best: how the cell stands there
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image

@@ -23,6 +23,7 @@ from selfdistill.files import write_atomically
 from selfdistill.outside import OutsideError, reason_of, regular_bytes
 from selfdistill.reporting import per_image
 from selfdistill.reporting.entries import Entry, Record, entry_schema, tests_persons
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.records import (
     imported_entry,
     local_host,
@@ -33,7 +34,6 @@ from selfdistill.reporting.records import (
     protocol_faults,
     read_record,
 )
-from selfdistill.reporting.writing import write_together
 from selfdistill.schema import shown, validate
 
 PACKED, LINE = 2**28, 2**26  # bytes of a packed file, and of one of its lines unpacked, at most

@@ -1,9 +1,25 @@
-"""Files that belong together are written all or none."""
+"""Files of the reports: a table is read, and files that belong together are written all or none."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill.outside import MARKS, OutsideError, untrusted
+
+if TYPE_CHECKING:  # a package of the extra `pipeline`, which takes half a second to load
+    import pandas as pd
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """A table that `tables` wrote.  OutsideError: it is not there, or none; the message says so."""
+    import pandas as pd
+
+    with untrusted(OutsideError, path, "cannot be read", "`selfdistill tables` writes it again"):
+        if any(line.startswith(MARKS) for line in path.read_bytes().splitlines()):
+            raise ValueError("it holds the marks of a merge that was not finished")
+        return pd.read_csv(path)
 
 
 def write_together(contents: dict[Path, bytes]) -> None:
