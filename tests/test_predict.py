@@ -227,7 +227,7 @@ RUNS = {
     "deeply nested": (text("[" * 100_000), "no JSON"),
     "a pipe": (replaced("run.json", os.mkfifo), "no regular file"),
     "a device": (replaced("run.json", lambda path: path.symlink_to("/dev/zero")), "no regular file"),
-    "a folder": (replaced("run.json", os.mkdir), "no regular file"),
+    "a folder": (replaced("run.json", os.mkdir), "cannot be read (a folder)"),
     "a terabyte": (replaced("run.json", large), "bytes; allowed: at most"),
     "another network": (network(name="resnet8"), "network"),
     "a network that is none": (network(name="nothing"), "is no network"),
