@@ -82,8 +82,8 @@ def built(text: str) -> Any:
     for event in yaml.parse(text, Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
-            line = event.start_mark.line + 1
-            raise ValueError(f"line {line}: nested more than {DEPTH} times")
+            line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+            raise ValueError(f"{line}nested more than {DEPTH} times")
     loader = UniqueKeyLoader(text)
     try:
         node = loader.get_single_node()

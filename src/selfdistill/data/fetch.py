@@ -108,7 +108,7 @@ class Place:
         if self.pin_file.is_file():
             with suppress(OutsideError):
                 self.pins = json_object(self.pin_file, "")
-            pins = list(self.pins.values()) or [None]
+            pins: list[object] = list(self.pins.values()) or [None]
             if not all(isinstance(pin, dict) and isinstance(pin.get("sha256"), str) for pin in pins):
                 raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git")
 
