@@ -567,6 +567,7 @@ def test_a_data_set_depends_on_all_code_that_makes_it(stage):
             "data/prepared/__init__.py",
             "files.py",
             "errors.py",
+            "outside.py",
         }
         assert paths - loaded <= {"raw/${name}", "data/mirror.py", "data/pickles.py"}, reader
 

@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,6 +123,42 @@ def test_no_seed_is_evaluated_twice_from_equal_inputs(project):
         file.write(b"\x07")  # another image
     assert evaluate() == []
     assert not list((project / ".work/finished").glob("*.partial"))
+
+
+def full_disk() -> None:
+    """No file of this process may grow beyond 5 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+
+
+def test_a_full_disk_or_a_folder_that_cannot_be_written_leaves_the_evaluation_that_was_there(project):
+    files = [project / "results" / path.format(seed) for path in EVALUATED for seed in (0, 1)]
+    before = [path.read_bytes() for path in files]
+    command = [sys.executable, "src/selfdistill", "evaluate", "--model", "resnet10-slim", "--variant", "byot"]
+    environment = {**project.environment, "SELFDISTILL_FRESH": "1"}
+    for broken in ("disk", "folder"):
+        if broken == "folder":
+            (project / "results/records").rename(project / "records")
+            (project / "results/records").symlink_to("/sys")  # read-only for everyone, root included
+        done = subprocess.run(
+            command,
+            cwd=project.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            preexec_fn=full_disk if broken == "disk" else None,
+        )
+        if broken == "folder":
+            (project / "results/records").unlink()
+            (project / "records").rename(project / "results/records")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 1
+        assert line.startswith("selfdistill evaluate: ")
+        assert line.endswith("; make room or make it writable")
+        assert [path.read_bytes() for path in files] == before
+        assert not list(project.folder.rglob("*.partial"))
 
 
 def test_a_seed_added_to_a_block_is_the_only_one_evaluated(project):

@@ -17,6 +17,7 @@ from selfdistill import methods
 from selfdistill.errors import UserError
 from selfdistill.reporting import tables
 from selfdistill.reporting.figures import STYLE, colours_of, draw_cost_rows, draw_curves, draw_figures, panels
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.page import card_address, headline, sort_value
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
 
@@ -159,7 +160,7 @@ def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
     }
     frames["cost"] = tables.cost_table(records, frames["accuracy"], "plain")
     for name, table in frames.items():
-        tables.write_csv(tmp_path / "tables" / f"{name}.csv", table)
+        write_together({tmp_path / "tables" / f"{name}.csv": tables.as_csv(name, table).encode()})
     draw_figures(tmp_path)
     colours = colours_of(frames["accuracy"])
     assert not any(len(set(colour)) == 1 for name, colour in colours.items() if name != "plain"), "grey is the control"
@@ -208,7 +209,7 @@ def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
     both = [*RECORDS, *({**r, "model": "resnet20"} for r in RECORDS)]
     drawn = {"runs": tables.run_table(both, "last"), "curves": tables.curve_table(both)}
     for name, table in drawn.items():
-        tables.write_csv(tmp_path / f"results/tables/{name}.csv", table)
+        write_together({tmp_path / f"results/tables/{name}.csv": tables.as_csv(name, table).encode()})
     done = subprocess.run(["dvc", "plots", "show", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)["data"]
     assert len(found) == len(drawn)
@@ -224,12 +225,11 @@ def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
         assert '"tooltip"' in json.dumps(spec)
 
 
-def test_an_undefined_number_is_an_empty_cell_and_an_infinite_one_is_refused(tmp_path):
-    path = tmp_path / "table.csv"
-    tables.write_csv(path, pd.DataFrame({"variant": ["plain"], "accuracy": [90.0], "half_width": [math.nan]}))
-    assert path.read_text() == "variant,accuracy,half_width\nplain,90.0,\n"
-    with pytest.raises(UserError, match=r"table.csv: infinite numbers in accuracy are not allowed"):
-        tables.write_csv(path, pd.DataFrame({"variant": ["plain"], "accuracy": [-math.inf], "half_width": [0.0]}))
+def test_an_undefined_number_is_an_empty_cell_and_an_infinite_one_is_refused():
+    table = pd.DataFrame({"variant": ["plain"], "accuracy": [90.0], "half_width": [math.nan]})
+    assert tables.as_csv("table", table) == "variant,accuracy,half_width\nplain,90.0,\n"
+    with pytest.raises(UserError, match=r"table: infinite numbers in accuracy are not allowed"):
+        tables.as_csv("table", table.assign(accuracy=-math.inf))
 
 
 def fields_in(spec: dict | list) -> list[str]:

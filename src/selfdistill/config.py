@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,13 +17,25 @@ from selfdistill import methods, models
 from selfdistill.bounds import refused
 from selfdistill.data.catalogue import DataEntry, read_catalogue, split_faults
 from selfdistill.errors import UserError
-from selfdistill.schema import ConfigError, Name, Sha256, Strict, nearest, read_yaml, shown, validate
+from selfdistill.schema import (
+    FAULTS,
+    ConfigError,
+    Name,
+    Sha256,
+    Strict,
+    all_faults,
+    nearest,
+    read_yaml,
+    shown,
+    validate,
+)
 
 # a network, also one of timm's: whether it exists is seen when it is built, because timm takes seconds to load
 NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 NOTHING_OWN = "params.yaml"  # DVC needs the name of something that is there
 SEEDS = 10_000  # of a study, at most
+NAMES = 1000  # of a list, at most
 
 
 def block(value: Any) -> int | str:
@@ -221,10 +234,13 @@ def seeds_of(block: int | str) -> range:
 def read_study(path: Path = Path("params.yaml")) -> Study:
     """The study that a params.yaml describes.  Raises ConfigError with every fault found."""
     content = read_yaml(path)
-    study, faults = validate(Study, content)
-    faults += list(cross_faults(content, path.parent))
+    faults = list(length_faults(content))
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in dict.fromkeys(faults)))
+        raise ConfigError(all_faults(path, faults))
+    study, faults = validate(Study, content)
+    faults += islice(cross_faults(content, path.parent), FAULTS + 1)
+    if faults:
+        raise ConfigError(all_faults(path, faults))
     return study
 
 
@@ -232,6 +248,17 @@ def names_in(content: dict, key: str) -> list[str]:
     """The strings of a list in a raw file; whatever else stands there is the schema's to refuse."""
     entries = content.get(key)
     return [e for e in entries if isinstance(e, str)] if isinstance(entries, list) else []
+
+
+def length_faults(content: dict) -> Iterator[str]:
+    """Lists that are too long to be looked through for further faults."""
+    for key, most in {
+        "seeds": SEEDS,
+        **dict.fromkeys(("models", *LISTS, "teacher_models", "robustness"), NAMES),
+    }.items():
+        entries = content.get(key)
+        if isinstance(entries, list) and len(entries) > most:
+            yield f"{key}: {len(entries):,} entries are not allowed; allowed: at most {most:,}"
 
 
 LISTS = "methods", "students", "taught"  # of variants: which of them learn from a teacher, and from which
@@ -242,8 +269,11 @@ def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     for key in ("models", *LISTS, "teacher_models", "robustness", "seeds"):
         entries = content.get(key)
         if isinstance(entries, list):
-            twice = [e for i, e in enumerate(entries) if e in entries[:i]]
-            for entry in twice:
+            seen: set[str] = set()
+            for entry in entries:
+                if (same := repr(entry)) not in seen:
+                    seen.add(same)
+                    continue
                 yield f"{key}: {shown(entry)} stands there twice; allowed: each once"
     yield from seed_faults(content)
     yield from network_faults(content, folder)
@@ -267,6 +297,8 @@ def seed_faults(content: dict) -> Iterator[str]:
         if (twice := seen & seeds) and entry not in entries[:i]:
             yield f"seeds: {shown(entry)} holds {min(twice)} a second time; allowed: each seed once"
         seen |= seeds
+        if len(seen) > SEEDS:
+            break
     if len(seen) > SEEDS:
         yield f"seeds: {len(seen):,} are not allowed; allowed: at most {SEEDS:,}"
 

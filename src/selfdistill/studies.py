@@ -3,7 +3,6 @@
 Costs are estimates from counted multiply-adds, made before any run; what runs cost is on their page.
 """
 
-import json
 import re
 import shutil
 import textwrap
@@ -13,8 +12,9 @@ from pathlib import Path
 from selfdistill import methods, models
 from selfdistill.config import Study, read_study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
-from selfdistill.errors import UserError
+from selfdistill.errors import UserError, lacking, printable
 from selfdistill.files import write_atomically
+from selfdistill.outside import json_object, untrusted
 from selfdistill.schema import ConfigError, as_yaml
 from selfdistill.stages.finished import cache_of, locked_outputs
 
@@ -84,8 +84,11 @@ def image_shape(root: Path, name: str, entry: DataEntry) -> tuple[tuple[int, int
     Raises StudyError for a reader of arrays whose shape is not known."""
     prepared = root / "data" / "prepared" / name / "training" / "dataset.json"
     if prepared.is_file():
-        facts = json.loads(prepared.read_text())
-        return (facts["channels"], *facts["size"]), len(facts["classes"])
+        remedy = f"prepare {name} again"
+        facts = json_object(prepared, remedy)
+        with untrusted(StudyError, prepared, "not what preparing writes", remedy):
+            channels, (height, width), classes = facts["channels"], facts["size"], len(facts["classes"])
+        return (channels, height, width), classes
     if entry.image is None and entry.reader not in SHAPES:
         raise StudyError(f"{name}: only its files know the shape of its images; prepare it first")
     shape = (entry.image.channels, *entry.image.size) if entry.image else SHAPES[entry.reader]
@@ -255,14 +258,14 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
     try:
         entry, images = described(data, size=size, seed=seed)
     except (OSError, ValueError) as error:
-        raise StudyError(str(error)) from None
+        raise StudyError(lacking(error, data) or error) from None
     if name in taken and taken[name] != DataEntry.model_validate(entry):
         raise other
     side, fixed = min(entry["image"]["size"]), "train" in entry["split"]
     train = entry["split"]["train"] if fixed else round(0.75 * images)
     text = TEMPLATE.format(
-        title=on_one_line(entry["title"]),
-        folder=on_one_line(str(data.resolve())),
+        title=printable(entry["title"]),
+        folder=printable(str(data.resolve())),
         name=name,
         split="fixed   " if fixed else "per_seed",
         train="null" if fixed else train,
@@ -273,26 +276,23 @@ def new_study(root: Path, name: str, data: Path, size: tuple[int, int] | None = 
         padding=side // 8,
     )
     before = catalogue.read_bytes()
+    after = before.rstrip(b"\n") + b"\n" + as_entry(name, entry).encode() if name not in taken else before
     partial = target.with_name(f".{name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
         partial.mkdir(parents=True)
         (partial / "params.yaml").write_text(text, encoding="utf-8")
         (partial / "dvc.yaml").symlink_to(Path("..", "..", "dvc.yaml"))
-        if name not in taken:
-            write_atomically(catalogue, before.rstrip(b"\n") + b"\n" + as_entry(name, entry).encode())
+        if after != before:
+            write_atomically(catalogue, after)
         read_study(partial / "params.yaml")
         partial.rename(target)
     except BaseException:
-        write_atomically(catalogue, before)
         shutil.rmtree(partial, ignore_errors=True)
+        if catalogue.read_bytes() != before:  # on a full disk nothing was written that could be taken back
+            write_atomically(catalogue, before)
         raise
     return target
-
-
-def on_one_line(text: str) -> str:
-    """For a comment: line breaks and whatever else cannot be printed as Python would write them."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def as_entry(name: str, entry: dict) -> str:

@@ -5,29 +5,37 @@ installation can do works without the packages of the extra `pipeline`.
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
 
 from selfdistill import __version__
 from selfdistill.cli import bench, cells, data_sets, methods, params, predict, records, reports, studies
-from selfdistill.errors import ConfigError, UserError, asking_for_packages
+from selfdistill.errors import ConfigError, UserError, asking_for_packages, lacking, printable
 
 NOUNS = (data_sets, cells, reports, records, studies, methods, params, bench, predict)  # in the order of --help
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for a faulty configuration."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open as long as this process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that it could not write
+    code = 0
     try:
         try:
-            options = parser().parse_args(arguments)
+            code = carried_out(parser().parse_args(arguments))
         finally:
             sys.stdout.flush()  # --help and --version leave from here
-        code = carried_out(options)
-        sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and code == 0:  # else a line is written
+            print(f"selfdistill: standard output: {error.strerror or error}", file=sys.stderr)
+        # whoever read the output has gone, as `head` does, or its disk is full; Python writes what is left when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -46,7 +54,14 @@ def carried_out(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"selfdistill {options.command}: {error}", file=sys.stderr)
+        print(f"selfdistill {options.command}: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (said := lacking(error)) is None:
+            raise
+        print(f"selfdistill {options.command}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -59,10 +59,10 @@ def numerics(study: "Study", devices: int = 0) -> None:
 
 def catalogue_folder() -> Path:
     """The repository's `data/`, from its top, from inside it, or from a study's folder."""
-    from selfdistill.schema import read_yaml
+    from selfdistill.schema import CATALOGUE, read_yaml
 
     for folder in (Path("data"), Path("."), Path("../../data")):
         path = folder / "params.yaml"
-        if path.is_file() and "datasets" in read_yaml(path):
+        if path.is_file() and "datasets" in read_yaml(path, CATALOGUE):
             return folder
     raise UserError("no catalogue here; run this at the repository's top, in data/ or in a study's folder")

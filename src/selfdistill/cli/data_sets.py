@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfdistill.cli.common import Commands, add_command, add_preparation, catalogue_folder
-from selfdistill.errors import UserError
+from selfdistill.errors import UserError, lacking
 
 if TYPE_CHECKING:
     from selfdistill.data.catalogue import DataEntry
@@ -47,26 +47,24 @@ def add(commands: Commands) -> None:
 
 
 def fetch(options: Namespace) -> None:
-    from selfdistill.data.fetch import FetchError
     from selfdistill.data.fetch import fetch as fetch_files
 
     folder = catalogue_folder()
     try:
         fetch_files(options.name, read_entry(folder, options.name), folder / "raw")
-    except (FetchError, OSError) as error:  # a full disk, too
-        raise UserError(error) from None
+    except OSError as error:  # a full disk, too
+        raise UserError(lacking(error, folder / "raw") or error) from None
 
 
 def prepare(options: Namespace) -> None:
-    from selfdistill.data.fetch import FetchError
     from selfdistill.data.prepare import prepare as prepare_splits
 
     folder = catalogue_folder()
     entry = read_entry(folder, options.name)
     try:
         report = prepare_splits(options.name, entry, folder / "raw", folder / "prepared")
-    except (OSError, ValueError, FetchError) as error:
-        raise UserError(error) from None
+    except (OSError, ValueError) as error:
+        raise UserError(lacking(error, folder / "prepared") or error) from None
     counts = ", ".join(f"{part} {count:,}" for part, count in report["counts"].items())
     lists = (folder / "prepared" / options.name / "report").resolve()  # DVC prints this from data/
     bad, twice = report["quarantined"], sum(report["duplicates"].values())
@@ -84,7 +82,7 @@ def describe(options: Namespace) -> None:
     try:
         entry = describe_folder(options.folder, size=size, seed=options.seed)
     except (OSError, ValueError) as error:
-        raise UserError(error) from None
+        raise UserError(lacking(error, options.folder) or error) from None
     print(as_entry(options.name, entry), end="")
 
 

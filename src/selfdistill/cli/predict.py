@@ -1,5 +1,7 @@
 """Image files: classify them with a trained network."""
 
+import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,13 +15,15 @@ def add(commands: Commands) -> None:
         predict,
         "classify image files with a trained network",
         "Classify image files with a trained run, from its deepest exit or any other. Images are converted to the "
-        "channels and size that the network was trained on. Prints file, class, probability and exit.",
+        "channels and size that the network was trained on. Prints file, class, probability and exit. Of a folder "
+        "every file is taken, those of its folders, too, but hidden ones. A file that cannot be read is told in a "
+        "line of standard error; the others are classified all the same, and the exit code is 1.",
         "Example: selfdistill predict results/runs/resnet10-slim/byot/0-4/0 photo.png --exit 2",
     )
     sub.add_argument(
         "folder", type=Path, metavar="RUN", help="folder of a trained run, results/runs/MODEL/VARIANT/BLOCK/SEED"
     )
-    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     sub.add_argument("--exit", type=int, metavar="N", help="exit to read, 1 the shallowest (default: the deepest)")
     sub.add_argument(
         "--invert", action="store_true", help="for dark strokes on white, where training had white on dark"
@@ -27,16 +31,21 @@ def add(commands: Commands) -> None:
     sub.add_argument("--json", action="store_true", help="machine-readable, with the probabilities of all classes")
 
 
-def predict(options: Namespace) -> None:
-    import json
+def predict(options: Namespace) -> int:
+    from selfdistill.errors import printable
+    from selfdistill.evaluation.images import PredictError, classify
 
-    from selfdistill.evaluation.images import classify
-
-    answers = classify(options.folder, options.images, options.exit, options.invert)
+    refused, before = 0, "["
+    for answer in classify(options.folder, options.images, options.exit, options.invert):
+        if isinstance(answer, PredictError):
+            refused += 1
+            print(f"selfdistill predict: {printable(str(answer))}", file=sys.stderr)
+        elif options.json:
+            print(before + "\n " + json.dumps(answer, allow_nan=False), end="")
+            before = ","
+        else:
+            told = f"{answer['probability']:.3f}\texit {answer['exit']}/{answer['exits']}"
+            print(f"{printable(answer['file'])}\t{printable(answer['class'])}\t{told}")
     if options.json:
-        print(json.dumps(answers, indent=1, allow_nan=False))
-        return
-    for answer in answers:
-        print(
-            f"{answer['file']}\t{answer['class']}\t{answer['probability']:.3f}\texit {answer['exit']}/{answer['exits']}"
-        )
+        print("[]" if before == "[" else "\n]")
+    return int(refused > 0)

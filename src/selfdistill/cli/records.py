@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from selfdistill.cli.common import STUDY, Commands, add_command, read_study
+from selfdistill.errors import printable
 
 
 def add(commands: Commands) -> None:
@@ -67,7 +68,7 @@ def import_records(options: Namespace) -> int:
     outcomes = transfer.import_records(read_study(STUDY), options.files, options.replace)
     for outcome in outcomes:
         refused = outcome.state == "refused"
-        print(f"{outcome.state}: {outcome.text}", file=sys.stderr if refused else sys.stdout)
+        print(printable(f"{outcome.state}: {outcome.text}"), file=sys.stderr if refused else sys.stdout)
     return int(any(outcome.state == "refused" for outcome in outcomes))
 
 

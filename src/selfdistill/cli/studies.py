@@ -106,10 +106,7 @@ def new_study(options: Namespace) -> None:
     from selfdistill.studies_text import made
 
     size = tuple(options.size) if options.size else None
-    try:
-        folder = studies.new_study(repository(), options.name, options.data, size, options.seed)
-    except OSError as error:
-        raise UserError(error) from None
+    folder = studies.new_study(repository(), options.name, options.data, size, options.seed)
     print(made(options.name, folder / "params.yaml"))
 
 

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from selfdistill.data.drawing import size_faults
-from selfdistill.schema import ConfigError, Md5, Name, Sha256, Strict, nearest, read_yaml, validate
+from selfdistill.schema import (
+    CATALOGUE,
+    ConfigError,
+    Md5,
+    Name,
+    Sha256,
+    Strict,
+    all_faults,
+    nearest,
+    read_yaml,
+    validate,
+)
 
 
 class Member(Strict):
@@ -110,7 +121,7 @@ class Catalogue(Strict):
 
 def read_catalogue(path: Path) -> Catalogue:
     """The data sets of a data/params.yaml.  Raises ConfigError with every fault found."""
-    catalogue, faults = validate(Catalogue, read_yaml(path))
+    catalogue, faults = validate(Catalogue, read_yaml(path, CATALOGUE))
     readers = Path(__file__).parent
     for name, entry in catalogue.datasets.items() if catalogue else ():
         if not (readers / f"{entry.reader}.py").is_file():
@@ -125,7 +136,7 @@ def read_catalogue(path: Path) -> Catalogue:
         elif entry.tests is not None and entry.classes != catalogue.datasets[entry.tests].classes:
             faults.append(f"datasets.{name}.classes: not those of {entry.tests}; allowed: the same, in the same order")
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise ConfigError(all_faults(path, faults))
     return catalogue
 
 

@@ -2,6 +2,7 @@
 and CIFAR-10-C and CIFAR-100-C (Hendrycks and Dietterich 2019), a tar of .npy files: the test images,
 corrupted in 19 ways at 5 severities each."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -56,12 +57,19 @@ def member(file: BinaryIO, place: tuple[int, int], name: str) -> np.ndarray:
 def array(file: BinaryIO, end: int, name: str) -> np.ndarray:
     """One .npy, which ends at byte `end` of the file; none of Python objects, which are pickles."""
     try:
+        first = file.tell()
+        if np.lib.format.read_magic(file) != (1, 0):  # the header of another may be as long as the file
+            raise DataError(f"{name}: not the published array (of another version of .npy than 1.0); fetch it again")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize != end - file.tell():  # before memory is asked for
+            raise DataError(f"{name}: {shape} numbers in its header, more or fewer in the file; fetch it again")
+        file.seek(first)
         content = np.lib.format.read_array(file, allow_pickle=False)
+    except DataError:
+        raise
     except Exception as error:  # of many kinds: its header is a text of Python
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise DataError(f"{name}: not the published array ({reason}); fetch it again") from None
-    if file.tell() != end:
-        raise DataError(f"{name}: {content.shape} numbers in its header, more or fewer in the file; fetch it again")
     return content
 
 

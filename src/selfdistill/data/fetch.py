@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from selfdistill.data import archives
 from selfdistill.data.mirror import MIRROR, FetchError, in_mirror, mirror_folder, tails
 from selfdistill.files import sha256_of, write_atomically
+from selfdistill.outside import OutsideError, json_object
 
 if TYPE_CHECKING:  # pydantic is not needed here, and requests by downloads alone
     import requests
@@ -103,10 +104,13 @@ class Place:
         self.name, self.entry = name, entry
         self.folder, self.partial = raw / name, raw / f"{name}.partial"
         self.pin_file = raw.parent / "pins" / f"{name}.json"
-        try:
-            self.pins: dict[str, dict] = json.loads(self.pin_file.read_text()) if self.pin_file.is_file() else {}
-        except ValueError:
-            raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git") from None
+        self.pins: dict[str, dict] = {}
+        if self.pin_file.is_file():
+            with suppress(OutsideError):
+                self.pins = json_object(self.pin_file, "")
+            pins: list[object] = list(self.pins.values()) or [None]
+            if not all(isinstance(pin, dict) and isinstance(pin.get("sha256"), str) for pin in pins):
+                raise FetchError(f"{self.pin_file}: not what was written there; bring it back from Git")
 
     def sha256(self, file: "SourceFile | Member") -> str | None:
         """Of a SourceFile or Member: the catalogue's, or the pinned one."""
@@ -180,8 +184,9 @@ def note_in_place(place: Place, file: "SourceFile") -> None:
     DVC's cache would make another."""
     note = place.folder / f"{file.name}.json"
     known = place.sha256(file)
-    if known and note.is_file() and json.loads(note.read_text())["sha256"] == known:
-        return
+    with suppress(OutsideError):  # it is written anew
+        if known and note.is_file() and json_object(note, "").get("sha256") == known:
+            return
     path, found = archive(place, file)
     if archives.is_archive(file.name):
         checked(place, file, lambda: archives.check(path))

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfdistill.data.images import ImageFiles, UnusableImageError, csv_of
+from selfdistill.data.images import LARGEST, ImageFiles, UnusableImageError, csv_of
 from selfdistill.data.reading import DataError, reading
+from selfdistill.data.reading import content_of as published_content
 
 if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
     from selfdistill.data.catalogue import DataEntry
@@ -44,14 +45,14 @@ def image_files(raw: Path, entry: "DataEntry") -> dict[str, ImageFiles]:
     """{"all"} or the given splits; classes in the order of their names.  A folder with train and validation
     alone gives its validation images as the test split, and validation is cut from train."""
     (listed,) = entry.files
-    rows = read_list((raw / listed.name).read_bytes())
+    rows = read_list(published_content(raw / listed.name))
     return files_of(rows, raw.parent.parent / listed.sources[0].removeprefix(SCHEME))
 
 
 def classes(raw: Path) -> list[str]:
     """The names of the classes' folders, in their order."""
     (listed,) = raw.glob("*.csv")
-    return class_names(read_list(listed.read_bytes()), listed)
+    return class_names(read_list(published_content(listed)), listed)
 
 
 # ---- the list of files ----
@@ -103,9 +104,12 @@ def content_of(path: Path, folder: Path) -> tuple[bytes, str]:
     DataError: a file that others can read, on which the list must not depend."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if stat.S_ISREG(found.st_mode):
                 if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
                     return b"", "a link to a file outside the folder"
+                if found.st_size > LARGEST:
+                    return b"", f"more than {LARGEST:,} bytes"
                 return file.read(), ""
     except OSError as error:
         if path.is_file():
@@ -121,8 +125,12 @@ def refuse(error: OSError) -> None:
 
 def read_list(content: bytes) -> list[Row]:
     with reading("the list of files"):
-        rows = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
-        return [Row(path, int(size), sha256, *reason) for path, size, sha256, *reason in list(rows)[1:]]
+        table = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))
+        rows = [Row(path, int(size), sha256, *reason) for path, size, sha256, *reason in list(table)[1:]]
+    for row in rows:
+        if row.path.startswith("/") or ".." in row.path.split("/") or "/" not in row.path:
+            raise DataError(f"the list of files: {row.path!a} is no path in a folder of a class; fetch it again")
+    return rows
 
 
 def split_folders(rows: list[Row], folder: Path) -> dict[str, str]:

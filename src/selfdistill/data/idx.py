@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfdistill.data.reading import DataError, labelled
+from selfdistill.data.reading import DataError, content_of, labelled
 
 
 def read(raw: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -25,7 +25,7 @@ def read(raw: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def array(path: Path, dimensions: int) -> np.ndarray:
     """The numbers of an IDX file, uint8, of so many dimensions."""
-    content = path.read_bytes()
+    content = content_of(path)
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(

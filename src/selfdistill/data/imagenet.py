@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfdistill.data import archives
-from selfdistill.data.images import ImageFiles
+from selfdistill.data.images import LARGEST, ImageFiles
 from selfdistill.data.mirror import in_place
 from selfdistill.data.reading import DataError, reading, unambiguous
 
@@ -54,6 +54,8 @@ def train_files(path: Path, number: dict[str, int]) -> ImageFiles:
                 raise DataError(f"{path}: {name} is no class of the development kit; get both from one publisher")
             file.seek(first)
             for image, place in sorted(archives.tar_index(file, end=first + size).items()):
+                if place[1] > LARGEST:
+                    raise DataError(f"{path}: {image} has {place[1]:,} bytes; allowed: {LARGEST:,}")
                 names.append(f"{wnid}/{image}")
                 labels.append(number[wnid])
                 places.append(place)

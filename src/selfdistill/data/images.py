@@ -50,6 +50,9 @@ KINDS = (
 )
 QUALITY = 95  # of JPEG files that are written; Pillow's documentation advises against more
 DISTRACTOR, JUNK = 0, -1  # identities of images that show none of the persons to be found, or none well
+LARGEST = 2**30  # bytes of an image's file, at most: all pixels that Pillow opens, in 4 channels of 16 bits, have less
+# Scans of a JPEG file, at most.  Each goes over all pixels: a megabyte of empty ones takes hours; encoders write ten.
+SCANS = 500
 CONTAINER = 2**16 - 1  # the largest value that 16 bits can hold
 
 
@@ -109,6 +112,8 @@ def decoding(content: bytes) -> Iterator[None]:
     """Turn anything that a decoder raises for damaged bytes into UnusableImageError."""
     if not content:
         raise UnusableImageError("an empty file")
+    if content.startswith(b"\xff\xd8") and (scans := content.count(b"\xff\xda")) > SCANS:
+        raise UnusableImageError(f"a JPEG file of {scans:,} scans; allowed: at most {SCANS}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a palette's transparency, of odd EXIF entries
@@ -206,7 +211,7 @@ def packed_form(
     image = upright(content, white)
     if channels == 1:
         image = image.convert("L")
-    with Image.open(io.BytesIO(content), formats=FORMATS) as original:
+    with decoding(content), Image.open(io.BytesIO(content), formats=FORMATS) as original:
         plain = original.format == "JPEG" and original.mode == image.mode and original.getexif().get(0x0112, 1) == 1
     shortest = min(image.size)
     if shortest > shorter_side:

@@ -1,12 +1,12 @@
 """The folder in which a user keeps published files, and files that stay there."""
 
-import json
 import os
 from pathlib import Path
 
 from selfdistill.data.reading import DataError, reading
 from selfdistill.errors import UserError
 from selfdistill.files import sha256_of
+from selfdistill.outside import json_object
 
 MIRROR = "SELFDISTILL_MIRROR"
 
@@ -76,7 +76,7 @@ def in_place(raw: Path, name: str) -> Path:
     if not note.is_file():
         raise DataError(f"{note}: not there; fetch the data set first")
     with reading(note):
-        sha256 = json.loads(note.read_text())["sha256"]
+        sha256 = json_object(note, "fetch it again")["sha256"]
     path = in_mirror(raw.name, name)
     if path is None:
         raise DataError(f"{name} stays where you put it, and is not there; name its folder in {MIRROR}")

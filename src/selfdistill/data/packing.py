@@ -7,6 +7,7 @@ ImageNet's small images twice meanwhile.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -68,7 +69,9 @@ class Packed:
             return self.sha256()
         scratch = self.spool.with_suffix(".pixels")  # 7.5 GB for ImageNet's test split
         shape = len(self.labels), self.channels, *self.size
-        images = np.memmap(scratch, np.uint8, "w+", shape=shape)
+        with open(scratch, "wb") as file:  # a full disk is said here; in a mapped file it would kill this process
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape)))
+        images = np.memmap(scratch, np.uint8, "r+", shape=shape)
         for place, content in zip(images, self.encoded(), strict=True):
             place[...] = centre_cropped(content, self.size, self.channels).transpose(2, 0, 1)
         tensors = {"images": images, "labels": self.labels, "indices": self.numbers}

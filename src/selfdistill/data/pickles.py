@@ -1,13 +1,17 @@
 """The pickles of CIFAR: of Python 2, with pixels, labels and their names as bytes."""
 
+import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from selfdistill.data.reading import DataError, labelled
+from selfdistill.data.reading import DataError, content_of, labelled
+from selfdistill.outside import untrusted
+
+ORDERS = 5_000_000  # CIFAR-100's largest pickle has some 700,000
 
 
 def read_batch(path: Path, key: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -82,23 +86,48 @@ class Restricted(pickle._Unpickler):
     It is Python's own, not the one in C: a damaged pickle makes that one clear gigabytes for its notes.
     """
 
+    # without the order that has memory cleared before its bytes are looked for; Python 2 has none
+    dispatch = {order: done for order, done in pickle._Unpickler.dispatch.items() if order != pickle.BYTEARRAY8[0]}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
         return ALLOWED[module, name]
 
 
+class Counted:
+    """A pickle's bytes, asked for so many times at most: one of a byte an order would take minutes and gigabytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.stream, self.left = io.BytesIO(content), ORDERS
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"of more than {ORDERS:,} orders")
+
+    def read(self, size: int) -> bytes:
+        self.count()
+        if size > self.stream.getbuffer().nbytes:
+            raise EOFError(f"it says that {size:,} bytes follow")
+        return self.stream.read(size)
+
+    def readinto(self, buffer: bytearray) -> int:
+        self.count()
+        return self.stream.readinto(buffer)
+
+    def readline(self) -> bytes:
+        self.count()
+        return self.stream.readline()
+
+
 def load(path: Path) -> dict:
     """The content of a pickle whose SHA-256 was verified when it was fetched; its texts are bytes, its arrays
     `Stored`."""
-    try:
-        with open(path, "rb") as file:
-            content = Restricted(file, encoding="bytes").load()
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds: damaged pickles make the machine that reads them raise what comes up
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise DataError(f"{path}: not the published pickle ({reason}); remove it and fetch it again") from None
+    stored = content_of(path)
+    # of many kinds: damaged pickles make the machine that reads them raise what comes up
+    with untrusted(DataError, path, "not the published pickle", "remove it and fetch it again"):
+        content = Restricted(cast("BinaryIO", Counted(stored)), encoding="bytes").load()
     if not isinstance(content, dict):
         raise DataError(f"{path}: not the published pickle (no dictionary); remove it and fetch it again")
     return content

@@ -1,6 +1,8 @@
 """What readers of published files have in common: they check what they read, and say in one line what is wrong."""
 
 import errno
+import gzip
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from selfdistill.data.archives import ArchiveError
+from selfdistill.data.archives import RATIO, ArchiveError
 from selfdistill.errors import UserError
+from selfdistill.outside import OutsideError, reason_of, regular_bytes
 
+MOST = 2**31  # bytes of a file that is read at once; EMNIST's largest has 550 MB
+LARGEST_MEMBER, LARGEST_TEXT = 2**28, 2**24  # bytes of a photograph and of a list in an archive
 NO_FAULTS_OF_DISKS = (None, errno.EINVAL, errno.EOVERFLOW)  # but of places that a damaged header gives
 
 
@@ -28,19 +33,34 @@ def reading(place: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except ArchiveError as error:
+    except (ArchiveError, OutsideError) as error:
         raise DataError(f"{place}: {error}; fetch it again") from None
     except UserError:
         raise
-    except MemoryError:
-        raise DataError(f"{place}: it asks for more memory than there is; fetch it again") from None
+    except MemoryError as error:
+        raise DataError(f"{place}: {reason_of(error)}; fetch it again") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in NO_FAULTS_OF_DISKS:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        kind = type(error).__name__
-        said = reason if reason and not isinstance(error, KeyError) else f"{kind}: {reason}" if reason else kind
-        raise DataError(f"{place}: not as it is published ({said}); fetch it again") from error
+        raise DataError(f"{place}: not as it is published ({reason_of(error)}); fetch it again") from error
+
+
+def content_of(path: Path, most: int = MOST) -> bytes:
+    """A published file, whole."""
+    with reading(path):
+        return regular_bytes(path, most)
+
+
+def gunzipped(path: Path) -> bytes:
+    """What a .gz unpacks to, which is no more than RATIO allows."""
+    with reading(path):
+        packed = io.BytesIO(content_of(path))
+        most = RATIO * len(packed.getbuffer()) + 2**20
+        with gzip.open(packed) as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"{path}: it unpacks to more than {most:,} bytes; fetch it again")
+    return content
 
 
 def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +83,11 @@ def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, n
     return images, given.astype(np.int64)
 
 
-def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def member_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int = LARGEST_MEMBER) -> bytes:
     """The content of a file in a zip archive, whole and with the CRC that the archive gives."""
     with reading(f"{archive.filename}: {member.filename}"):
+        if member.file_size > most:
+            raise ArchiveError(f"it unpacks to {member.file_size:,} bytes; allowed: {most:,}")
         return archive.read(member)
 
 

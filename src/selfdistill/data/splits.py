@@ -3,11 +3,13 @@
 import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from selfdistill.data.drawing import stratified
@@ -152,7 +154,13 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial)
+        try:
+            save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial)
+        except SafetensorError as error:  # of a full disk it tells the number in its words
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -19,7 +19,7 @@ import numpy as np
 
 from selfdistill.data import archives
 from selfdistill.data.images import ImageFiles
-from selfdistill.data.reading import DataError, member_of, reading, unambiguous
+from selfdistill.data.reading import LARGEST_TEXT, DataError, member_of, reading, unambiguous
 
 if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
     from selfdistill.data.catalogue import DataEntry
@@ -88,7 +88,7 @@ def wnids(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], top: str)
 def text_of(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], name: str) -> str:
     if name not in found:
         raise DataError(f"{archive.filename}: {name} is not in it; fetch it again")
-    return member_of(archive, found[name]).decode()
+    return member_of(archive, found[name], LARGEST_TEXT).decode()
 
 
 def files_of(archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], images: list[tuple[str, int]]) -> ImageFiles:

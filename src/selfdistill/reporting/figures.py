@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfdistill.files import write_atomically
+from selfdistill.reporting.files import read_table, write_together
 from selfdistill.reporting.measure import measure_of
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -28,7 +28,7 @@ METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
-        name: pd.read_csv(results / "tables" / f"{name}.csv")
+        name: read_table(results / "tables" / f"{name}.csv")
         for name in ("accuracy", "exits", "cost", "runs", "curves", "robustness")
         if (results / "tables" / f"{name}.csv").is_file()
     }
@@ -45,13 +45,15 @@ def draw_figures(results: Path) -> None:
         ]
         for images in tables["robustness"].images.unique() if "robustness" in tables else ():
             figures.append((f"robustness-{images}", partial(draw_robustness, images), row_a_method, False))
+        drawn: dict[Path, bytes] = {}
         for name, draw, size, grouped in figures:
             figure = panels(tables, draw, colours, size, grouped)
             for kind, metadata in METADATA.items():
                 buffer = BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata)
-                write_atomically(results / "figures" / f"{name}.{kind}", buffer.getvalue())
+                drawn[results / "figures" / f"{name}.{kind}"] = buffer.getvalue()
             plt.close(figure)
+    write_together(drawn)
 
 
 def colours_of(accuracy: pd.DataFrame) -> dict[str, tuple]:

@@ -16,6 +16,7 @@ from selfdistill import methods
 from selfdistill.config import Study
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
+from selfdistill.reporting.files import read_table
 from selfdistill.reporting.measure import measure_of
 from selfdistill.reporting.records import machine, read_records
 
@@ -38,7 +39,7 @@ ROBUSTNESS = "Networks as they were trained, on the images of {}. The dashed lin
 def write_page(study: Study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
-    frames = {n: pd.read_csv(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
+    frames = {n: read_table(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
     members = tables.member_table(records).round(tables.DECIMALS)
     robustness = tables.robustness_table(records, study.selection, study.control).round(tables.DECIMALS)
     others = {f"robustness-{i}": ROBUSTNESS.format(i) for i in (robustness.images.unique() if len(robustness) else ())}

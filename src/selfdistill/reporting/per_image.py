@@ -17,7 +17,6 @@ classes need: a machine that only trains packs its runs, too.
 import base64
 import binascii
 import hashlib
-import json
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfdistill.errors import UserError
+from selfdistill.outside import json_object
 
 if TYPE_CHECKING:  # torch takes a second to load, pydantic may be missing on a machine that only trains
     from torch import Tensor
@@ -52,7 +52,7 @@ def read(study: "Study", record: dict) -> Found:
     if not record["imported"]:
         return of_predictions(file_of(study, cell), record)
     file = study.imported_file(*cell)
-    carried = json.loads(file.read_text()).get("images")
+    carried = json_object(file, "bring it back from Git, or import it again").get("images")
     if carried is None:
         raise PerImageError(
             f"{file}: this imported run carries nothing per image; export it again where its predictions are"

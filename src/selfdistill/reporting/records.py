@@ -6,16 +6,21 @@ results/records/imported/... holds runs that were brought here from elsewhere, e
 of its machine; these are in Git.  DVC sees all, as one dependency of the tables.
 """
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from selfdistill.config import COMPUTING, Recipe, Study
 from selfdistill.errors import UserError
+from selfdistill.outside import OutsideError, json_object
 from selfdistill.protocol import PROTOCOL
-from selfdistill.schema import shown
+from selfdistill.reporting.entries import Host, Old, OldEntry, TestedHere, entry_schema, record_schema
+from selfdistill.schema import shown, validate
+
+AGAIN = "`dvc repro` makes it again once it is removed"
 
 
 class NoRecordsError(UserError):
@@ -52,21 +57,22 @@ def read_record(study: Study, cell: tuple[str, str, int]) -> dict | None:
     if local.is_file():
         record = local_record(study, local)
         named = {"title": study.variant(cell[1]).title, "host": local_host(study, cell, record), "imported": False}
-        return {**record, **named, "misfit": next(protocol_faults(record), None)}
+        return {**of_cell(record, cell, local), **named, "misfit": next(protocol_faults(record), None)}
     if imported.is_file():
-        entry = json.loads(imported.read_text())
+        entry = imported_entry(imported)
         named = {"title": study.variant(cell[1]).title, "host": entry["host"], "imported": True}
-        return {**entry["record"], **named, "misfit": next(misfits(study, entry["record"]), None)}
+        record = of_cell(entry["record"], cell, imported)
+        return {**record, **named, "misfit": next(misfits(study, record), None)}
     return None
 
 
 def local_record(study: Study, path: Path) -> dict:
     """A record of this checkout, with `robustness` by data set where the same run was tested on other images."""
-    record, cell = json.loads(path.read_text()), path.relative_to(study.results / "records")
+    record, cell = told(path, record_schema, AGAIN), path.relative_to(study.results / "records")
     found = {}
     for name in study.robustness:
         other = study.results / "records" / "robustness" / name / cell
-        tested = json.loads(other.read_text()) if other.is_file() else {}
+        tested = told(other, lambda _: TestedHere, AGAIN) if other.is_file() else {}
         if tested.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(tested)):
             found[name] = {key: tested[key] for key in ("selection", "pixels_sha256", "tests")}
     return {**record, "robustness": found} if found else record
@@ -75,8 +81,47 @@ def local_record(study: Study, path: Path) -> dict:
 def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict | None:
     """What a run of this checkout said of its machine, unless that is of another run of its cell."""
     path = study.host_file(*cell)
-    host = json.loads(path.read_text()) if path.is_file() else {}
-    return host if host.get("weights_sha256") == record["weights_sha256"] else None
+    remedy = "bring it back from Git, or remove it"
+    if not path.is_file() or json_object(path, remedy).get("weights_sha256") != record["weights_sha256"]:
+        return None
+    return told(path, lambda _: Host, remedy)
+
+
+def imported_entry(path: Path) -> dict:
+    """What was imported, as `transfer.import_records` left it."""
+    return told(path, entry_schema, "bring it back from Git, or import it again")
+
+
+def told(path: Path, schema_of: Callable[[dict], type[BaseModel]], remedy: str) -> dict:
+    """The content of a file that this project wrote.  OutsideError: it is not what was written.
+
+    schema_of: what it must hold, by its content; of another version of the protocol little is known.
+    """
+    content = json_object(path, remedy)
+    of_another = any(protocol_faults(content.get("record", content)))
+    schema = schema_of(content)
+    if of_another and schema is not Host:
+        schema = OldEntry if "record" in content else Old
+    _, faults = validate(schema, content)
+    if faults:
+        raise OutsideError(f"{path}: not what was written there ({faults[0]}); {remedy}")
+    return content
+
+
+def of_cell(record: dict, cell: tuple[str, str, int], path: Path) -> dict:
+    """The record, if it is of this cell."""
+    named = tuple(record.get(key) for key in ("model", "variant", "seed"))
+    if named != cell and not any(protocol_faults(record)):
+        raise OutsideError(f"{path}: the record of {shown('/'.join(map(str, named)))}; {AGAIN}")
+    return record
+
+
+def prepared_facts(path: Path) -> dict:
+    """What preparing wrote of a data set, as far as records are held against it."""
+    facts = json_object(path, AGAIN)
+    if not all(isinstance(part, dict) for part in (facts.get("pixels_sha256"), facts.setdefault("counts", {}))):
+        raise OutsideError(f"{path}: not what was written there (no pixels_sha256 or counts); {AGAIN}")
+    return facts
 
 
 def misfits(study: Study, record: dict) -> Iterator[str]:
@@ -94,13 +139,13 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
     given["split.split"] = record["split"]["split"]
     prepared = study.data_folder / "training" / "dataset.json"
     if prepared.is_file():
-        for part, value in json.loads(prepared.read_text())["pixels_sha256"].items():
+        for part, value in prepared_facts(prepared)["pixels_sha256"].items():
             wanted[f"dataset.pixels_sha256.{part}"] = value
             given[f"dataset.pixels_sha256.{part}"] = record["dataset"]["pixels_sha256"].get(part)
     for name, tested in record.get("robustness", {}).items():
         other = study.prepared(name) / "training" / "dataset.json"
         if name in study.robustness and other.is_file():
-            wanted[f"robustness.{name}.pixels_sha256"] = json.loads(other.read_text())["pixels_sha256"]
+            wanted[f"robustness.{name}.pixels_sha256"] = prepared_facts(other)["pixels_sha256"]
             given[f"robustness.{name}.pixels_sha256"] = tested["pixels_sha256"]
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
@@ -125,9 +170,9 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
             yield f"{key}: {shown(given[key])} is not allowed; allowed: {allowed}"
 
 
-def protocol_faults(record: dict) -> Iterator[str]:
+def protocol_faults(record: object) -> Iterator[str]:
     """Whether a run was made by another version of the protocol than this one."""
-    if (found := record.get("protocol", 1)) != PROTOCOL:
+    if isinstance(record, dict) and (found := record.get("protocol", 1)) != PROTOCOL:
         yield f"protocol: {shown(found)} is not allowed; allowed: {PROTOCOL}; train it again"
 
 

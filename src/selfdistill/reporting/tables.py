@@ -19,7 +19,7 @@ import pandas as pd
 from selfdistill import methods
 from selfdistill.config import Study
 from selfdistill.errors import UserError
-from selfdistill.files import write_atomically
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.measure import Measure, measure_of
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
@@ -43,18 +43,20 @@ def write_tables(study: Study) -> None:
         ("members", members, readable_members),
         ("robustness", robustness_table(records, study.selection, study.control), readable_robustness),
     ]
+    files: dict[Path, str] = {}
     for name, exact, readable in written:
         if exact.empty:
             continue
         table = exact.round(DECIMALS)  # before all: CSV, tables and the page then round the same number
-        write_csv(folder / f"{name}.csv", table)
-        write_text(folder / f"{name}.md", markdown(readable(table, bold_markdown, " ± ")))
-        write_text(folder / f"{name}.tex", latex(readable(table, bold_latex, r" \pm "), name))
-    write_csv(folder / "runs.csv", run_table(records, study.selection))
-    write_csv(folder / "curves.csv", curve_table(records))
+        files[folder / f"{name}.csv"] = as_csv(name, table)
+        files[folder / f"{name}.md"] = markdown(readable(table, bold_markdown, " ± "))
+        files[folder / f"{name}.tex"] = latex(readable(table, bold_latex, r" \pm "), name)
+    files[folder / "runs.csv"] = as_csv("runs", run_table(records, study.selection))
+    files[folder / "curves.csv"] = as_csv("curves", curve_table(records))
     if len(corrupted):
-        write_csv(folder / "robustness_sets.csv", corrupted)
-    write_text(study.results / "metrics.json", json.dumps(metrics(accuracy, cost), indent=1, allow_nan=False) + "\n")
+        files[folder / "robustness_sets.csv"] = as_csv("robustness_sets", corrupted)
+    files[study.results / "metrics.json"] = json.dumps(metrics(accuracy, cost), indent=1, allow_nan=False) + "\n"
+    write_together({path: text.encode() for path, text in files.items()})
 
 
 def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
@@ -487,14 +489,10 @@ def latex(table: pd.DataFrame, name: str) -> str:
     return f"% {name}: written by selfdistill from the records of the study; do not edit\n{body}"
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def as_csv(name: str, table: pd.DataFrame) -> str:
     """A number that is not defined, such as the half-width of one seed, is an empty cell.  Raises UserError for
     infinite numbers, with their columns."""
     numbers = table.select_dtypes("number")
     if infinite := [name for name in numbers if np.isinf(numbers[name]).any()]:
-        raise UserError(f"{path}: infinite numbers in {', '.join(infinite)} are not allowed; allowed: finite or none")
-    write_text(path, table.round(DECIMALS).to_csv(index=False, lineterminator="\n"))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, text.encode())
+        raise UserError(f"{name}: infinite numbers in {', '.join(infinite)} are not allowed; allowed: finite or none")
+    return table.round(DECIMALS).to_csv(index=False, lineterminator="\n")

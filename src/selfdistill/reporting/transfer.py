@@ -13,178 +13,35 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from selfdistill import methods
 from selfdistill.config import Study
+from selfdistill.data.archives import RATIO
 from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
+from selfdistill.outside import OutsideError, reason_of, regular_bytes
 from selfdistill.reporting import per_image
+from selfdistill.reporting.entries import Entry, Record, entry_schema, tests_persons
+from selfdistill.reporting.files import write_together
 from selfdistill.reporting.records import (
+    imported_entry,
     local_host,
     local_record,
     machine,
     misfits,
+    prepared_facts,
     protocol_faults,
     read_record,
 )
-from selfdistill.schema import Sha256, shown, validate
+from selfdistill.schema import shown, validate
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
+PACKED, LINE = 2**28, 2**26  # bytes of a packed file, and of one of its lines unpacked, at most
+FAULTS = 20  # of a file that are told
 
 
 class TransferError(UserError):
     """Something that cannot be packed; the message says what and why."""
-
-
-class Open(BaseModel):
-    """What must be there; a newer version may write more."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class ExitMetrics(Open):
-    accuracy: Share
-    nll: Amount
-    ece: Share
-    __pydantic_extra__: dict[str, Number]
-
-
-class RetrievalMetrics(Open):
-    rank1: Share
-    rank5: Share
-    rank10: Share
-    mean_average_precision: Share
-    mean_inverse_negative_penalty: Share
-    queries: Count
-    skipped: Annotated[int, Field(ge=0)]
-    __pydantic_extra__: dict[str, Share]
-
-
-M = TypeVar("M", ExitMetrics, RetrievalMetrics)
-
-
-class Selection(Open, Generic[M]):
-    exits: list[M] = Field(min_length=1)
-    ensemble: M | None = None
-
-
-class LastSelection(Selection[M], Generic[M]):
-    members: dict[str, M] = {}
-
-
-class Test(Open, Generic[M]):
-    last: LastSelection[M]
-    validation: Selection[M]
-
-
-class OtherImages(Selection[ExitMetrics]):
-    set: Text
-    severity: Count | None
-
-
-class Robustness(Open):
-    selection: Literal["last", "validation"]
-    pixels_sha256: dict[str, Sha256]
-    tests: list[OtherImages] = Field(min_length=1)
-
-
-class History(Open):
-    epoch: list[Annotated[int, Field(ge=0)]]  # 0: of given weights, which nobody trained here
-    training_accuracy: list[Share]
-    validation_accuracy: list[Share]
-    __pydantic_extra__: dict[str, list[Number | None]]  # None where a phase has no such term
-
-
-class DatasetFacts(Open):
-    name: Text
-    classes: list[str] = Field(min_length=2)
-    channels: Count
-    size: list[Count] = Field(min_length=2, max_length=2)
-    pixels_sha256: dict[str, Sha256]
-
-
-class SplitFacts(Open):
-    split: Literal["per_seed", "fixed"]
-    training: Count
-    validation: Count
-    training_rows_sha256: Sha256
-    validation_rows_sha256: Sha256
-
-
-class Network(Open):
-    name: Text
-
-
-class Cost(Open):
-    parameters: Annotated[int, Field(ge=0)]  # 0: of given weights, of which none were trained
-    training_flops: Amount
-    teacher_training_flops: Amount
-    inference_macs: list[Amount] = Field(min_length=1)
-    ensemble_macs: Amount
-
-
-class Record(Open, Generic[M]):
-    protocol: Count
-    model: Text
-    variant: Text
-    method: Text
-    seed: int
-    teacher: str | None
-    teacher_model: str | None = None
-    network: Network
-    sections: Count
-    dataset: DatasetFacts
-    split: SplitFacts
-    recipe: dict[str, Any]
-    hyper: dict[str, Any]
-    code_sha256: Sha256
-    weights_sha256: Sha256
-    validation_best_sha256: Sha256
-    validation_best_epoch: Annotated[int, Field(ge=0)]
-    members: dict[str, Sha256] = {}
-    kept: dict[str, Sha256] = {}
-    cost: Cost
-    test: Test[M]
-    robustness: dict[str, Robustness] = {}
-    history: History
-
-
-class Host(Open):
-    weights_sha256: Sha256
-    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
-    seconds: Amount
-    peak_memory_mb: Amount
-    peak_memory_of: Literal["run", "process"] = "process"  # what a file that does not say was measured of
-    peak_device_memory_mb: Amount = 0
-    threads: Count
-    processes: Count = 1
-    hardware: Text
-    system: Text
-    versions: dict[str, str]
-
-
-class Column(Open):
-    dtype: str = Field(min_length=1, max_length=20)
-    shape: list[Annotated[int, Field(ge=1, le=per_image.MOST_VALUES)]] = Field(min_length=2, max_length=2)
-    data: str
-
-
-class Images(Open):
-    last: dict[str, Column]
-    validation: dict[str, Column]
-
-
-class Entry(Open, Generic[M]):
-    record: Record[M]
-    host: Host
-    images: Images | None = None  # nothing of an entry that is older than this key
 
 
 @dataclass(frozen=True)
@@ -241,60 +98,89 @@ def import_records(study: Study, paths: list[Path], replace: bool = False) -> li
     """
     outcomes = []
     for path in paths:
-        entries, faults = read_packed(study, path, replace)
-        if faults:
-            outcomes += [Outcome("refused", f"{path}{fault}") for fault in faults]
+        try:
+            entries, faults = read_packed(study, path, replace)
+            told, contents = [], {}
+            for cell, entry in entries.items() if not faults else ():
+                outcome, changed = placed(study, cell, entry, path, replace)
+                told.append(outcome)
+                if changed:
+                    contents[study.imported_file(*cell)] = compact(entry)
+        except OutsideError as error:
+            outcomes.append(Outcome("refused", str(error)))
             continue
-        for cell, entry in entries.items():
-            target, content = study.imported_file(*cell), compact(entry)
-            there = existing(target)
-            name = "/".join(map(str, cell))
-            shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
-            bare = "" if entry.get("images") else "; it carries nothing per image"
-            brings = there is not None and not bare and not there.get("images")
-            same = there and there["record"]["weights_sha256"] == entry["record"]["weights_sha256"]
-            if same and not replace and not brings:
-                outcomes.append(Outcome("kept", f"{name}: this run is there already{shadow}"))
-                continue
-            write_atomically(target, content)
-            outcomes.append(Outcome("replaced" if there else "imported", f"{name} from {path}{bare}{shadow}"))
+        write_together(contents)
+        outcomes += [Outcome("refused", f"{path}{fault}") for fault in faults] or told
     return outcomes
 
 
+def placed(study: Study, cell: tuple, entry: dict, path: Path, replace: bool) -> tuple[Outcome, bool]:
+    """What becomes of an entry of a file, and whether it is to be written."""
+    there = existing(study.imported_file(*cell))
+    name = "/".join(map(str, cell))
+    shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
+    bare = "" if entry.get("images") else "; it carries nothing per image"
+    brings = there is not None and not bare and not there.get("images")
+    same = there and there["record"]["weights_sha256"] == entry["record"]["weights_sha256"]
+    if same and not replace and not brings:
+        return Outcome("kept", f"{name}: this run is there already{shadow}"), False
+    return Outcome("replaced" if there else "imported", f"{name} from {path}{bare}{shadow}"), True
+
+
 def existing(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return imported_entry(path) if path.is_file() else None
 
 
 def read_packed(study: Study, path: Path, replace: bool) -> tuple[dict[tuple, dict], list[str]]:
-    """The entries of a file by cell, and its faults, each with its place in the file."""
-    try:
-        lines = gzip.decompress(path.read_bytes()).splitlines()
-    except OSError as error:  # gzip.BadGzipFile is one
-        return {}, [f": cannot be read ({error.strerror or error}); allowed: a file of `selfdistill records export`"]
-    except (EOFError, zlib.error) as error:
-        return {}, [f": cut off or damaged ({error}); bring it here again"]
+    """The entries of a file by cell, and its faults, each with its place in the file: FAULTS at most."""
     entries: dict[tuple, dict] = {}
     faults: list[str] = []
-    for number, line in enumerate(lines, 1):
-        place = f", line {number}"
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict):
-            text = shown(line.decode(errors="replace"))
-            faults.append(f"{place}: {text} is not allowed; allowed: a JSON object with record and host")
-            continue
-        cell, found = check_entry(study, content)
-        if cell and not found:
-            found = [*unwritable(content), *conflicts(study, cell, content, entries, replace)]
-        place += f", {'/'.join(map(str, cell))}" if cell else ""
-        faults += [f"{place}: {fault}" for fault in found]
-        if cell and not found:
-            entries[cell] = content
-    if not lines:
+    number = 0
+    try:
+        for number, line in enumerate(unpacked(path), 1):
+            cell, content, found = read_line(study, line, entries, replace)
+            place = f", line {number}" + (f", {'/'.join(map(str, cell))}" if cell else "")
+            faults += [f"{place}: {fault}" for fault in found]
+            if len(faults) > FAULTS:
+                return {}, [*faults[:FAULTS], ": has further faults; it is not read on"]
+            if cell and not found:
+                entries[cell] = content
+    except (OSError, OutsideError) as error:  # gzip.BadGzipFile is one
+        return {}, [f": cannot be read ({reason_of(error)}); allowed: a file of `selfdistill records export`"]
+    except (EOFError, zlib.error) as error:
+        return {}, [f": cut off or damaged ({error}); bring it here again"]
+    if not number:
         faults.append(": holds no entry")
     return entries, faults
+
+
+def unpacked(path: Path) -> Iterator[bytes]:
+    """The lines of a packed file.  OutsideError: more of them, or longer ones, than a study has."""
+    packed = regular_bytes(path, PACKED)
+    most = RATIO * len(packed) + 2**20
+    with gzip.open(io.BytesIO(packed)) as file:
+        while line := file.readline(LINE + 1):
+            most -= len(line)
+            if len(line) > LINE or most < 0:
+                raise OutsideError(f"it unpacks to lines of more than {LINE:,} bytes, or to {RATIO} times its size")
+            yield line
+
+
+def read_line(
+    study: Study, line: bytes, entries: dict[tuple, dict], replace: bool
+) -> tuple[tuple | None, dict, list[str]]:
+    """The cell of a line's entry, if it says it, the entry, and its faults."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        text = shown(line[:200].decode(errors="replace").rstrip("\n"))
+        return None, {}, [f"{text} is not allowed; allowed: a JSON object with record and host"]
+    cell, found = check_entry(study, content)
+    if cell and not found:
+        found = [*unwritable(content), *conflicts(study, cell, content, entries, replace)]
+    return cell, content, found
 
 
 def unwritable(content: dict) -> Iterator[str]:
@@ -308,12 +194,11 @@ def unwritable(content: dict) -> Iterator[str]:
 def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     """The cell that an entry says it is of, if it says so, and the entry's faults in words."""
     record: Any = content.get("record")
-    schema: type[Entry] = Entry[RetrievalMetrics] if tests_persons(record) else Entry[ExitMetrics]
     named = tuple(record.get(key) for key in ("model", "variant", "seed")) if isinstance(record, dict) else ()
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if isinstance(record, dict) and (fault := next(protocol_faults(record), None)):
         return cell, [f"record.{fault}"]  # another version has other keys, of which the schema would tell one by one
-    entry, faults = validate(schema, content)
+    entry, faults = validate(entry_schema(content), content)
     if entry is None:
         return cell, faults
     if cell not in study.cells():
@@ -327,13 +212,6 @@ def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted, *per_images]
 
 
-def tests_persons(record: Any) -> bool:
-    """Whether the data set of a record has a gallery; nothing is known of what the record is."""
-    dataset = record.get("dataset") if isinstance(record, dict) else None
-    parts = dataset.get("pixels_sha256") if isinstance(dataset, dict) else None
-    return isinstance(parts, dict) and "gallery" in parts
-
-
 def image_faults(study: Study, content: dict) -> Iterator[str]:
     """Faults of what an entry says of each image: what cannot be read, and what is of another run or test."""
     record = content["record"]
@@ -344,7 +222,7 @@ def image_faults(study: Study, content: dict) -> Iterator[str]:
         yield str(error)
         return
     prepared = study.data_folder / "training" / "dataset.json"
-    counts = json.loads(prepared.read_text()).get("counts", {}) if prepared.is_file() else {}
+    counts = prepared_facts(prepared)["counts"] if prepared.is_file() else {}
     name = "first_rank" if persons else "correct"
     for selection, columns in found.items():
         exits, right = record["test"][selection]["exits"], columns[name]

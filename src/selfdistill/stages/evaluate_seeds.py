@@ -5,22 +5,27 @@ goes on with the seed that it was at, and a seed added to a block is the only on
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from selfdistill.data.prepared import PreparedError
+from selfdistill.evaluation.described import dataset_of
 from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.files import sha256_of
 from selfdistill.locks import turn
 from selfdistill.models.trained import read_run
+from selfdistill.outside import json_object, untrusted
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import evaluate_robustness, evaluate_run, open_test
 from selfdistill.stages.plan import evaluation_plan
-from selfdistill.stages.train import finished_folder
+from selfdistill.stages.train import finished_folder, writable
 from selfdistill.training import determinism
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
@@ -30,9 +35,12 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
     """Predict the test split with every seed's run, and write predictions and records."""
     runs = runs_here(study, model, variant)
+    writable(study.results / "predictions" / model / variant)
+    writable(study.results / "records" / model / variant)
     folder = study.data_folder / "test"
-    test = open_test(folder, determinism.apply(study.recipe))
-    inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
+    with untrusted(PreparedError, folder, "cannot be read", "prepare the data set again"):
+        test = open_test(folder, determinism.apply(study.recipe))
+        inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
     outputs = finished.locked_outputs(Path("dvc.lock"))
     for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
         run = study.run_folder(model, variant, seed)
@@ -53,6 +61,12 @@ def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str
     results/records/robustness/<name>/<model>/<variant>/<seed>.json."""
     runs = runs_here(study, model, variant)
     prepared, device = study.prepared(name), determinism.apply(study.recipe)
+    writable(study.results / "records" / "robustness" / name / model / variant)
+    with untrusted(PreparedError, prepared, "cannot be read", "prepare the data set again"):
+        facts = json_object(prepared / "training" / "dataset.json", "prepare the data set again")
+        parts = {"name": str, "classes": list, "counts": dict, "pixels_sha256": dict}
+        if faults := [key for key, kind in parts.items() if not isinstance(facts.get(key), kind)]:
+            raise ValueError(f"dataset.json has no {faults[0]}")
     inputs = {**evaluation_plan(study, model), "selection": study.selection, "other": hashes(prepared)}
     outputs = finished.locked_outputs(Path("dvc.lock"))
     for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
@@ -71,7 +85,10 @@ def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
     folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds}
     for folder in folders.values():
         refuse_imported(folder)
-    return {seed: read_run(folder) for seed, folder in folders.items()}
+    runs = {seed: read_run(folder) for seed, folder in folders.items()}
+    for seed, folder in folders.items():
+        dataset_of(runs[seed], folder / "run.json")
+    return runs
 
 
 def once(
@@ -97,10 +114,25 @@ def once(
             tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
         else:
             finished.keep(waiting, lambda target: write(target, key), staged)
-        for name, path in targets.items():
+        move_whole(staged, targets)
+
+
+def move_whole(staged: Path, targets: finished.Files) -> None:
+    """Put the files of an evaluation in their places, all or none."""
+    beside = {path.with_name(path.name + ".partial"): path for path in targets.values()}
+    try:
+        for (name, path), new in zip(targets.items(), beside, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(staged / name, path)
-        staged.rmdir()
+            shutil.move(staged / name, new)  # copies, where results lies on another disk
+        for new, path in beside.items():
+            os.replace(new, path)
+    except OSError as error:
+        for new in beside:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def is_evaluation(files: finished.Files, key: str) -> bool:

@@ -38,10 +38,7 @@ def restore(waiting: Path, cached: Iterator[Files], target: Path, sound: Callabl
     found = [{path.name: path for path in waiting.iterdir()}] if waiting.is_dir() else []
     for files in (*found, *cached):
         if sound(files):
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-            for name, path in files.items():
-                linked(path, target / name, may_link=path.parent == waiting)
+            fill(target, files, waiting)
             return True
     return False
 
@@ -58,10 +55,19 @@ def keep(waiting: Path, write: Callable[[Path], None], target: Path) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    fill(target, {path.name: path for path in waiting.iterdir()}, waiting)
+
+
+def fill(target: Path, files: Files, waiting: Path) -> None:
+    """Put files into a folder that is made anew, all of them or none; those of `waiting` may be linked."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for path in waiting.iterdir():
-        linked(path, target / path.name)
+    try:
+        for name, path in files.items():
+            linked(path, target / name, may_link=path.parent == waiting)
+    except OSError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def sweep(folder: Path, cell: str, cached: Iterator[Files]) -> None:
@@ -108,7 +114,10 @@ def folder_in_cache(root: Path, md5: str) -> Files:
     listing = cache / md5[:2] / md5[2:]
     if not md5.endswith(".dir") or not listing.is_file():
         return {}
-    return {e["relpath"]: cache / e["md5"][:2] / e["md5"][2:] for e in json.loads(listing.read_text())}
+    try:
+        return {e["relpath"]: cache / e["md5"][:2] / e["md5"][2:] for e in json.loads(listing.read_bytes())}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged: it is computed again
+        return {}
 
 
 def cache_of(root: Path) -> Path:
@@ -123,8 +132,11 @@ def locked_outputs(lock: Path) -> dict[str, str]:
     if not lock.is_file():
         return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 9,000 lines: 0.3 s, 4 s in Python
-    stages = (yaml.load(lock.read_text(), loader) or {}).get("stages", {})
-    return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", [])}
+    try:
+        stages = (yaml.load(lock.read_bytes(), loader) or {}).get("stages", {})
+        return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", [])}
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError):  # damaged: DVC says so, here it only lacks hints
+        return {}
 
 
 def linked(source: Path, target: Path, may_link: bool = True) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from selfdistill.files import write_atomically
+from selfdistill.outside import OutsideError, json_object
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "snakemake")
 
@@ -42,11 +43,9 @@ def peak_memory_mb() -> tuple[int, str]:
 
 def note(path: Path, record: dict, *, device: str, seconds: float, processes: int = 1) -> None:
     """Write a host file, unless it already describes these weights."""
-    try:
-        if json.loads(path.read_text())["weights_sha256"] == record["weights_sha256"]:
+    with suppress(OutsideError):  # none yet, or not readable as one
+        if json_object(path, "").get("weights_sha256") == record["weights_sha256"]:
             return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or not readable as one
     peak, of = peak_memory_mb()
     entry = {
         "weights_sha256": record["weights_sha256"],

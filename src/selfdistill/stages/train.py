@@ -6,7 +6,6 @@ the stage and is never hashed.
 """
 
 import csv
-import errno
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save
 
-from selfdistill.errors import UserError
+from selfdistill.errors import OUT_OF_ROOM, UserError, lacking
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.locks import turn
 from selfdistill.models.trained import load_network, weight_hashes
@@ -37,9 +36,6 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
     from selfdistill.config import Study
 
 CHECKPOINTS = "SELFDISTILL_CHECKPOINTS"
-OUT_OF_ROOM = {
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
-}
 
 
 class ResourceError(UserError):
@@ -115,6 +111,8 @@ def train_seed(
         host.begin()
         began = time.time()
         checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
+        if odd := [path for path in checkpoints.files() if not path.is_file()]:
+            raise ResourceError(f"{odd[0]}: no regular file in place of a checkpoint; take it away")
         if world.rank == 0:
             writable(checkpoints.folder)
         recipe, given = study.variant(variant).recipe, study.weights.get(model)
@@ -208,21 +206,12 @@ def resources(folder: Path) -> Iterator[None]:
     kept = "The last checkpoint is whole; the same command goes on from it."
     try:
         yield
-    except OSError as error:
-        if error.errno not in OUT_OF_ROOM:
+    except (OSError, MemoryError, RuntimeError) as error:
+        said = lacking(error, folder)
+        if said is None or (isinstance(error, OSError) and error.errno not in OUT_OF_ROOM):
             raise
-        place = error.filename or folder
-        raise ResourceError(f"{place}: {error.strerror or error}; make room or make it writable. {kept}") from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"out of memory ({first_line(error)}); lower recipe.batch_size. {kept}") from error
-    except RuntimeError as error:
-        if "alloc" not in str(error) or "memory" not in str(error):
-            raise
-        raise ResourceError(f"out of memory ({first_line(error)}); lower recipe.batch_size. {kept}") from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        less = "" if isinstance(error, OSError) else "; lower recipe.batch_size"
+        raise ResourceError(f"{said}{less}. {kept}") from error
 
 
 def as_csv(rows: list[dict]) -> bytes:

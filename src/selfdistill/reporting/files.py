@@ -1,0 +1,50 @@
+"""Files of the reports: a table is read, and files that belong together are written all or none."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfdistill.outside import MARKS, OutsideError, untrusted
+
+if TYPE_CHECKING:  # a package of the extra `pipeline`, which takes half a second to load
+    import pandas as pd
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """A table that `tables` wrote.  OutsideError: it is not there, or none; the message says so."""
+    import pandas as pd
+
+    with untrusted(OutsideError, path, "cannot be read", "`selfdistill tables` writes it again"):
+        if any(line.startswith(MARKS) for line in path.read_bytes().splitlines()):
+            raise ValueError("it holds the marks of a merge that was not finished")
+        return pd.read_csv(path)
+
+
+def write_together(contents: dict[Path, bytes]) -> None:
+    """Write all beside their targets, flushed to disk, before the first takes its target's place: a full disk or a
+    folder that cannot be written leaves what was there, and nothing else.  OSError names the file."""
+    partials = {path: path.with_name(path.name + ".partial") for path in contents}
+    done = False
+    try:
+        for path, partial in partials.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                with open(partial, "wb") as file:
+                    file.write(contents[path])
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+        for path, partial in partials.items():
+            os.replace(partial, path)
+        done = True
+    finally:
+        for path, partial in partials.items() if not done else ():
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()  # a new one: any other holds something
