@@ -1,8 +1,8 @@
 """Whether intervals and verdicts keep their promises, on made studies whose truth is known.
 
 python benchmarks/coverage.py [--studies 2000]: minutes.  In each study seeds, their samples, and the test images are
-drawn: whether a network is right about an image depends on how hard the image is, on what the method makes of it, on the
-run, and on chance.  Prints Markdown; the exit status is 1 if a promise is not kept.
+drawn: whether a network is right about an image depends on how hard the image is, on what the method makes of it, on
+the run, and on chance.  Prints Markdown; the exit status is 1 if a promise is not kept.
 
 coverage      of the 95 % interval that no family of tests widens: 93 to 97 %
 false         share of studies with a wrong "improves" or "worse" where nothing differs: at most 5 %

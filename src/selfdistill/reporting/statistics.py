@@ -4,10 +4,9 @@ One procedure for interval, p and equivalence.  A difference of S seeds x n test
 (initialisation, order and sample of the training images), test images, and what is left of both together.  Each counts
 once: variance of the mean = seeds / S + images / n + rest / (S n), with components from a two-way analysis of variance
 without replication (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4), cut at 0.  The quantile is
-Cochran's (Biometrics 20, 1964): the mean of those of S - 1 and of n - 1 degrees of freedom, weighted by the mean squares.
-Simulated, it covers 95.0 to 97.1 % where seeds make 20 to 95 % of the variance, and keeps the error of a test at 0.05 / 12
-(5 seeds: 0.2 to 1.03 times, 10 seeds: 0.5 to 0.9 times).  Satterthwaite's degrees of freedom do not (5 seeds: 2.4 times),
-and S - 1 alone covers up to 99 % (`benchmarks/coverage.py`).
+Cochran's (Biometrics 20, 1964): the mean of those of S - 1 and of n - 1 degrees of freedom, weighted by the mean
+squares.  Satterthwaite's degrees of freedom let a test at 0.05 / 12 be wrong 2.4 times too often at 5 seeds, and S - 1
+alone makes the 95 % interval cover 99 % where seeds add little; `benchmarks/coverage.py` measures what this does.
 """
 
 import math
@@ -42,8 +41,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 class Effect:
     """A mean difference and its standard error, which is NaN below two seeds.
 
-    seeds, images: how many there were, no images where the difference is of whole runs; weight: of the seeds' degrees of
-    freedom in a quantile; seed_sd, image_sd, rest_sd: the standard deviation of each component, that of seeds being the
+    seeds, images: how many there were, no images where the difference is of whole runs; weight: of the seeds' degrees
+    of freedom in a quantile; seed_sd, image_sd, rest_sd: the standard deviation of each component, that of seeds being the
     spread that no further test image would remove.
     """
 
@@ -74,7 +73,9 @@ class Effect:
         if self.quantile(TINY) <= t:
             return 0.0
         # in the logarithm of the tail, because p-values of 1e-20 are as common as of 0.2
-        return float(2 * math.exp(optimize.brentq(lambda x: self.quantile(math.exp(x)) - t, math.log(TINY), math.log(0.5))))
+        return float(
+            2 * math.exp(optimize.brentq(lambda x: self.quantile(math.exp(x)) - t, math.log(TINY), math.log(0.5)))
+        )
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Of the difference; NaN below two seeds."""
@@ -84,8 +85,8 @@ class Effect:
         return self.difference - half, self.difference + half
 
     def smallest_found(self, level: float, power: float = POWER) -> float:
-        """The true difference that a two-sided test at 1 - `level` finds with this power, at this standard error: by the
-        noncentral t distribution that has this quantile; NaN below two seeds."""
+        """The true difference that a two-sided test at 1 - `level` finds with this power, at this standard error: by
+        the noncentral t distribution that has this quantile; NaN below two seeds."""
         if math.isnan(self.error) or self.error == 0:
             return self.error
         critical, few, many = self.quantile((1 - level) / 2), self.seeds - 1, max(self.seeds, self.images, 10**6)
@@ -107,7 +108,9 @@ def paired_effect(differences: np.ndarray) -> Effect:
     """
     d = np.asarray(differences, float)
     if d.ndim != 2 or not d.size:
-        raise UserError(f"differences of shape {d.shape} are not allowed; allowed: seeds x images, at least one of each")
+        raise UserError(
+            f"differences of shape {d.shape} are not allowed; allowed: seeds x images, at least one of each"
+        )
     seeds, images = d.shape
     mean, rows, columns = float(d.mean()), d.mean(axis=1), d.mean(axis=0)
     whole = images == 1
@@ -179,8 +182,8 @@ TOO_FEW = "too few seeds"
 
 
 def family(effects: Sequence[Effect], margins: Sequence[float]) -> list[Finding]:
-    """The verdict on each effect of one Holm family: improves or worse where its interval leaves out 0, equivalent where
-    it lies within its margin on both sides, undecided otherwise; none below 5 seeds, and such an effect does not count.
+    """The verdict on each effect of one Holm family: improves or worse where its interval leaves out 0, equivalent
+    where it lies within its margin on both sides, undecided otherwise; none below 5 seeds, which does not count.
 
     An interval within the margin is two one-sided tests (Schuirmann 1987), each at half the error of the interval.
     """
