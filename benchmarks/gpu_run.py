@@ -30,7 +30,11 @@ PACKING = 2.0  # seconds kept for the last file
 LONGEST = 300  # seconds that a process of its own may take
 FIRST_EVALUATION = 2.0  # seconds that saving and evaluating a cell is expected to take before one has
 CPU_IMAGES, MADE_IMAGES = (1000, 500), (300, 100)  # training and validation images of a small run
-STARTED = time.monotonic()
+TRIES = 2  # of a cell that fails, on one machine
+# A device's fault may spoil all that its process does later: the program then begins again with what is left of the
+# time, and of its count of faults.
+BEGUN, FAULTS = "SELFDISTILL_GPU_RUN_BEGUN", "SELFDISTILL_GPU_RUN_FAULTS"
+STARTED = float(os.environ.get(BEGUN) or time.monotonic())
 
 
 class TimeUp(BaseException):
@@ -87,7 +91,7 @@ def work(study, options, log) -> None:
         train_cells(study, options, log, until=TRAIN_SHARE * options.seconds)
         for name in methods.names():
             check(name, study, options, log)
-        if measure_speed(options, log):
+        if measure_speed(study, options, log):
             measured.touch()
     train_cells(study, options, log, until=options.seconds)
 
@@ -126,7 +130,7 @@ def asked_to_stop(number: int, _: object) -> None:
 class Log:
     """Lines to the screen and to a file, with the seconds since the start; counts the faults."""
 
-    faults = 0
+    faults = int(os.environ.get(FAULTS) or 0)
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
@@ -300,8 +304,9 @@ def needs_of(method: str) -> list[str]:
     return methods.executed(method)["needs"]
 
 
-def measure_speed(options, log: Log) -> bool:
-    done = apart(options, "speed", str(options.state))
+def measure_speed(study, options, log: Log) -> bool:
+    modes = {method: mode_of(method, study, options, log) for method in ("plain", "byot")}
+    done = apart(options, "speed", str(options.state), json.dumps(modes))
     log.file.write(done.stdout + done.stderr)
     if done.returncode:
         log(f"speed FAILED: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}")
@@ -336,10 +341,16 @@ def train_cells(study, options, log: Log, until: float) -> None:
     deadline = Deadline(until)
     model = study.models[0]
     brought = STUDY / "results" / "records" / "imported" / model
-    for seed, method in itertools.product(study.seeds, study.all_variants):
+    failed = Failed(options.state / "failed.json")
+    cells = list(itertools.product(study.seeds, study.all_variants))
+    # a cell that failed comes after all others: it may take the device with it
+    for seed, method in sorted(cells, key=lambda cell: failed.times(*cell)):
         if deadline.received:
             break
         if study.record_file(model, method, seed).is_file() or (brought / method / f"{seed}.json").is_file():
+            continue
+        if failed.times(seed, method) >= TRIES:
+            log(f"{method}, seed {seed}: left out, it failed {TRIES} times")
             continue
         if lacks := missing_package(method):
             if seed == study.seeds[0] and not deadline.received:
@@ -357,7 +368,43 @@ def train_cells(study, options, log: Log, until: float) -> None:
         except Exception as error:
             log(f"{method}, seed {seed} FAILED: {type(error).__name__}: {str(error)[:300]}")
             log.file.write(traceback.format_exc())
+            failed.note(seed, method)
+            if not device_works(study):
+                begin_again(log)
         pack(study, options, log)
+
+
+class Failed:
+    """How often each cell failed on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def times(self, seed: int, method: str) -> int:
+        return self.counts.get(f"{method}/{seed}", 0)
+
+    def note(self, seed: int, method: str) -> None:
+        self.counts[f"{method}/{seed}"] = self.times(seed, method) + 1
+        self.path.write_text(json.dumps(self.counts))
+
+
+def device_works(study) -> bool:
+    """Whether this process can still compute on its device, which an illegal access ends for good."""
+    import torch
+
+    try:
+        return torch.ones(8, device=study.recipe.device).sum().item() == 8
+    except RuntimeError:
+        return False
+
+
+def begin_again(log: Log) -> None:
+    """The same command in a fresh process, for as long as is left."""
+    log("the device is lost to this process; the run begins again in another one")
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.environ |= {BEGUN: str(STARTED), FAULTS: str(log.faults)}
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def missing_package(method: str) -> str | None:

@@ -69,8 +69,8 @@ def rendered(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in files if not p.name.startswith(".")}
 
 
-def outside_the_lock(packages: dict[str, str]) -> list[str]:
-    pinned = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+def outside_the_lock(packages: dict[str, str], lock: Path) -> list[str]:
+    pinned = dict(line.split("==") for line in lock.read_text().split())
     mine = {"pip"}  # the channel's
     return [
         f"{name} {version}"
@@ -90,7 +90,7 @@ def main(work: Path) -> None:
     run("uv", "venv", "--quiet", "--python", sys.executable, stand_in / "venv")
     python = stand_in / "venv/bin/python"
     run("uv", "pip", "install", "--quiet", "--python", python, *RATTLER)
-    run(python, ROOT / "benchmarks/conda_stand_in.py", "make", stand_in)
+    run(python, plain / "benchmarks/conda_stand_in.py", "make", stand_in)
     print(f"    channel and stand-in: {time.monotonic() - start:.0f} s", flush=True)
 
     def with_conda(*arguments: str) -> str:
@@ -104,18 +104,19 @@ def main(work: Path) -> None:
     print(f"    environment: {time.monotonic() - start:.0f} s", flush=True)
     fact(len(made) == 1, f"one environment for all rules, made from the yaml: {len(made)}")
     prefix = made[0]
-    given, asked = (p.read_bytes() for p in (prefix.with_suffix(".yaml"), ROOT / "workflow/envs/selfdistill.yaml"))
+    given, asked = (p.read_bytes() for p in (prefix.with_suffix(".yaml"), plain / "workflow/envs/selfdistill.yaml"))
     fact(given == asked, "conda was given workflow/envs/selfdistill.yaml, to the byte")
     listed = json.loads(run(prefix / "bin/python", "-m", "pip", "list", "--format", "json"))
     packages = {re.sub(r"[-_.]+", "-", p["name"]).lower(): p["version"] for p in listed}
-    differing = outside_the_lock(packages)
+    differing = outside_the_lock(packages, plain / "requirements.lock")
     fact(not differing, f"{len(packages)} packages in it, all but pip as in requirements.lock {differing or ''}")
 
     # From here on every Python that starts in the environment says so: where it lies, and what it was asked to run.
     witness = work / "witness"
-    note = f"open({str(witness)!r}, 'a').write(sys.prefix + '\\t' + ' '.join(sys.orig_argv[1:]) + '\\n')"
+    said = "json.dumps([sys.prefix, ' '.join(sys.orig_argv[1:])])"
+    note = f"open({str(witness)!r}, 'a').write({said} + chr(10))"
     site = next((prefix / "lib").glob("python3.*")) / "site-packages"
-    (site / "witness.pth").write_text(f"import sys; {note}\n")
+    (site / "witness.pth").write_text(f"import json, sys; {note}\n")
     # who measured a run first is no output: the page of both names the same machine and seconds
     shutil.copytree(plain / "results/hosts", conda / "results/hosts")
     start = time.monotonic()
@@ -127,7 +128,7 @@ def main(work: Path) -> None:
 
     stages = locked(conda)
     expected = {f"{conda}/src/selfdistill {stage['cmd'].split('workflow/run ')[1]}" for stage in stages.values()}
-    seen = {tuple(line.split("\t")) for line in witness.read_text().splitlines()}
+    seen = {tuple(json.loads(line)) for line in witness.read_text().splitlines()}
     absent = {command for command in expected if (str(prefix), command) not in seen}
     fact(not absent, f"{len(expected)} stages, each run by the environment's Python {sorted(absent) or ''}")
     by_dvc = {command for where, command in seen if where == str(prefix) and f"{prefix}/bin/dvc " in command}

@@ -67,9 +67,19 @@ def there(tmp_path: Path, command: list) -> subprocess.CompletedProcess:
     )
 
 
-def run_there(tmp_path: Path, out: str, seconds: int) -> tuple[subprocess.CompletedProcess, list[dict]]:
+LOST = f"""import os, sys
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import gpu_run
+if gpu_run.BEGUN not in os.environ:
+    def lost(*_): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    gpu_run.train, gpu_run.device_works = lost, lambda study: False
+sys.exit(gpu_run.main())
+"""  # the first cell fails, and its process can compute nothing afterwards
+
+
+def run_there(tmp_path: Path, out: str, seconds: int, *program) -> tuple[subprocess.CompletedProcess, list[dict]]:
     """gpu_run.sh in its CPU mode."""
-    command = [ROOT / "benchmarks/gpu_run.sh", "--cpu", "--seconds", seconds]
+    command = [*(program or [ROOT / "benchmarks/gpu_run.sh"]), "--cpu", "--seconds", seconds]
     started = time.monotonic()
     done = there(tmp_path, [*command, "--out", tmp_path / out, "--state", tmp_path / "state"])
     assert time.monotonic() - started < seconds + 10
@@ -82,15 +92,21 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     half = tmp_path / "state/cpu-made/data/prepared/cifar100/test/test.safetensors"  # a preparation that failed
     half.parent.mkdir(parents=True)
     half.write_text("half")
-    done, first = run_there(tmp_path, "first", 25)
-    assert done.returncode == 0, done.stdout + done.stderr
+    measured = tmp_path / "state/cpu-made/measured"  # the first run trains alone
+    measured.touch()
+    (tmp_path / "lost.py").write_text(LOST)
+    done, first = run_there(tmp_path, "first", 30, "python", tmp_path / "lost.py")
+    assert done.returncode == 1, done.stdout + done.stderr  # of the fault
+    assert "begins again in another one" in done.stdout
+    assert json.loads((tmp_path / "state/cpu-made/failed.json").read_text()) == {"plain/0": 1}
+    assert ("plain", 0) not in [(e["record"]["variant"], e["record"]["seed"]) for e in first]  # it comes last
     assert "sd: left out, scipy is not installed here" in done.stdout or len(first) < 8
-    assert first
+    assert done.stdout.count(", PyTorch ") == 2  # of each process, one
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert set(files) <= {"check.json", "log.txt", "records.jsonl.gz", "speed.json", "speed.md", "speed.png"}
     assert all(path.stat().st_size < 2**24 for path in (tmp_path / "first").iterdir())
 
-    (tmp_path / "state/cpu-made/measured").touch()
+    measured.unlink()
     done, entries = run_there(tmp_path, "second", 25)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
@@ -126,7 +142,8 @@ def test_a_method_is_checked_and_the_speed_measured_in_a_process_of_its_own(tmp_
         assert done.returncode == 0, done.stderr
         (entry,) = [json.loads(line) for line in (tmp_path / f"{method}.jsonl").read_text().splitlines()]
         assert entry[said]
-    done = there(tmp_path, [*measure, "speed", tmp_path, "--cpu"])
+    modes = json.dumps({"plain": {"compile": False, "cuda_graphs": False}, "byot": None})
+    done = there(tmp_path, [*measure, "speed", tmp_path, modes, "--cpu"])
     assert done.returncode == 0, done.stderr
     assert {"speed.json", "speed.md", "speed.png"} <= {path.name for path in tmp_path.iterdir()}
 

@@ -165,6 +165,10 @@ def test_methods_and_networks_by_name():
         (lambda: selfdistill.create_method("byod"), MethodError),
         (lambda: selfdistill.create_method("byot", alpha=2.0), HyperParameterError),
         (lambda: selfdistill.create_network("resnet", classes=10), NetworkError),
+        (lambda: selfdistill.create_network("resnet18", classes=0), NetworkError),
+        (lambda: selfdistill.create_network("resnet18", classes=10, size=64), NetworkError),
+        (lambda: selfdistill.create_network("resnet18", classes=10, size=(32, 0)), NetworkError),
+        (lambda: selfdistill.create_network("resnet18", classes=10, own="mine.py"), NetworkError),
     ):
         with pytest.raises(error) as raised:
             wrong()

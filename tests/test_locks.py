@@ -250,13 +250,16 @@ def test_a_question_removes_nothing_and_a_run_says_what_it_removes(project):
     gone = content["methods"].pop()
     (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     hosts = sorted((project / "results/hosts").rglob(f"{gone}/*.json"))
+    records = sorted((project / "results/records").rglob(f"{gone}/*.json"))
     assert hosts
+    assert records
     for question in (["-n"], ["--dag"], ["--summary"], ["--list"]):
         project.run("snakemake", *question)
-        assert all(path.is_file() for path in hosts)
+        assert all(path.is_file() for path in records)
     done = project.run("snakemake", "--cores", "2")
     assert "results of cells that params.yaml no longer lists" in done.stderr
-    assert not any(path.is_file() for path in hosts)
+    assert not any(path.is_file() for path in records)
+    assert all(path.is_file() for path in hosts)  # in Git, and measured once
 
 
 @pytest.mark.parametrize(

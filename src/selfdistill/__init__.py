@@ -4,6 +4,7 @@ Methods and networks by their names, for your own training loop: docs/own-traini
 package loads neither torch nor YAML; its functions load what they need.
 """
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,4 +75,12 @@ def create_network(
     """
     from selfdistill import models
 
+    if isinstance(own, str) or not all(isinstance(file, str | os.PathLike) for file in own):
+        raise models.NetworkError(f"own: {own!r} is not allowed; allowed: a list of paths of files")
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise models.NetworkError(f"size: {size!r} is not allowed; allowed: (height, width)")
+    wanted = {"classes": (classes, 2), "channels": (channels, 1), "height": (size[0], 1), "width": (size[1], 1)}
+    for key, (value, least) in wanted.items():
+        if type(value) is not int or value < least:
+            raise models.NetworkError(f"{key}: {value!r} is not allowed; allowed: a whole number from {least}")
     return models.build(name, channels=channels, classes=classes, size=size, exits=exits, seed=seed, own=own)

@@ -105,6 +105,21 @@ class Variant(Strict):
     recipe: dict[str, Any] = {}
 
 
+class Contrast(Strict):
+    """A comparison that is declared before the study runs, and tested once a network.
+
+    exit: last, the deepest of each network, or the section, counted from 1, after which it stands; where `against` has
+    no exit there, its deepest is compared.  table: whose hyper-parameters.  margin: a difference, in points, that would
+    not matter; the study's where it is left out.
+    """
+
+    of: Name
+    against: Name
+    exit: Literal["last"] | Annotated[int, Field(ge=1, le=100)] = "last"
+    table: Literal["published"] = "published"
+    margin: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
+
+
 class GivenWeights(Strict):
     """Trained weights from elsewhere, a safetensors file: what the network starts from, or what teaches."""
 
@@ -135,6 +150,7 @@ class Study(Strict):
     tested, too.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
     split: `per_seed` draws training and validation images for each seed by itself; `fixed` keeps one draw.
     own: params.yaml for nothing, or a folder with network files and weights of the study's own.
+    contrasts: the comparisons that get a verdict; margin: of accuracy, in points, within which two are equivalent.
     """
 
     root: str = Field(min_length=1)
@@ -157,6 +173,8 @@ class Study(Strict):
     recipe: Recipe
     hyper: dict[str, dict[str, Any]]
     weights: dict[NetworkName, GivenWeights] = {}
+    contrasts: dict[Name, Contrast] = {}
+    margin: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
 
     @property
     def data_folder(self) -> Path:
@@ -280,6 +298,7 @@ def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     yield from weight_faults(content, folder)
     yield from variant_faults(content)
     yield from list_faults(content)
+    yield from contrast_faults(content)
     yield from hyper_faults(content)
     yield from all_recipe_faults(content)
     yield from data_faults(content, folder)
@@ -401,6 +420,29 @@ def list_faults(content: dict) -> Iterator[str]:
     compared = [name for _, name in everywhere]
     if isinstance(control, str) and control not in compared:
         yield f"control: {control!r} is not in this study; allowed: {', '.join(compared)}"
+
+
+def contrast_faults(content: dict) -> Iterator[str]:
+    """Contrasts of what there is not, of a variant with itself, and the same one twice.
+
+    A method that the study does not list is no fault: lists are cut for a quick run, and the table then says so.
+    """
+    contrasts, seen = content.get("contrasts"), {}
+    variants = content.get("variants")
+    compared = [*methods.names(), *(map(str, variants) if isinstance(variants, dict) else ())]
+    for name, contrast in contrasts.items() if isinstance(contrasts, dict) else ():
+        if not isinstance(contrast, dict):
+            continue
+        of, against, place = contrast.get("of"), contrast.get("against"), f"contrasts.{name}"
+        for key, variant in (("of", of), ("against", against)):
+            if isinstance(variant, str) and variant not in compared:
+                yield f"{place}.{key}: {variant!r} is no method and no variant; {nearest(variant, compared)}"
+        if isinstance(of, str) and of == against:
+            yield f"{place}.against: {against!r} is what it is compared with; allowed: another variant"
+        pair = str(sorted(map(str, (of, against)))), str(contrast.get("exit", "last"))
+        if pair in seen:
+            yield f"{place}: the same two variants and exit as contrasts.{seen[pair]}; allowed: each once"
+        seen[pair] = name
 
 
 def hyper_faults(content: dict) -> Iterator[str]:

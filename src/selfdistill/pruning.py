@@ -1,7 +1,6 @@
 """Results of cells that a study no longer lists are removed, so that its tables forget them."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,27 +15,21 @@ def forget(folder: Path) -> list[Path]:
     if not removed:
         return []
     print(f"{results}: removed {len(removed)} results of cells that params.yaml no longer lists", file=sys.stderr)
-    command = ["git", "ls-files", "--deleted", "--", str(results)]
-    tracked = len(subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines())
-    if tracked:
-        print(
-            f"{results}: {tracked} files of Git are not there; `git restore {results}` brings them back",
-            file=sys.stderr,
-        )
     return removed
 
 
 def prune(study: Study, results: Path) -> list[Path]:
     """Remove what `results` holds of cells that the study does not list; returns what was removed.
 
-    Imported records stay: nothing here could make them again, and no table reads those of other cells.
+    Imported records stay, and what runs said of their machines: nothing could make them again, they are in Git, and no
+    table reads those of other cells.
     """
     listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
     trained = {f"{model}/{variant}" for model, variant, _ in study.cells()}
     blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
     removed = []
     tested = sorted((results / "records" / "robustness").glob("*"))
-    for folder in [*(results / kind for kind in ("runs", "predictions", "records", "hosts")), *tested]:
+    for folder in [*(results / kind for kind in ("runs", "predictions", "records")), *tested]:
         known = blocks if folder.name == "runs" else listed
         known = known if folder not in tested or folder.name in study.robustness else set()
         for path in sorted(folder.glob("*/*/*")):

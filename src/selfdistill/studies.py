@@ -3,6 +3,7 @@
 Costs are estimates from counted multiply-adds, made before any run; what runs cost is on their page.
 """
 
+import json
 import re
 import shutil
 import textwrap
@@ -204,6 +205,9 @@ robustness: []          # test sets of other images, such as corrupted ones
 variants: {{}}            # a method a second time, under other values
 teacher: plain
 control: plain          # what every method is compared with, seed by seed
+contrasts:              # declared before the study runs; each is tested once, all together (docs/contrasts.md)
+  byot_plain: {{of: byot, against: plain}}
+margin: 1.0             # points of accuracy that would not matter: what lies within is called equivalent
 seeds:                  # a block of seeds is trained by one stage; write a number for a stage of its own
   - 0-2
 selection: last

@@ -8,7 +8,8 @@ ordinary   what public implementations do: PIL images, torchvision's transforms,
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class Task:
     channels: int
     classes: int
     steps: int
+    hyper: dict[str, Any] = field(default_factory=dict)  # the method's own; the others keep their defaults
 
     def __post_init__(self) -> None:
         chance = torch.Generator().manual_seed(0)
@@ -49,7 +51,7 @@ class Task:
         names = [str(i) for i in range(self.classes)]
         channels = self.channels
         self.dataset = Dataset("made", names, channels, (self.size, self.size), [0.5] * channels, [0.29] * channels, {})
-        self.rule = methods.load(self.method)()
+        self.rule = methods.load(self.method)(**self.hyper)
 
     def network(self, exits: bool | None = None):
         form = {"name": self.model, "channels": self.channels, "classes": self.classes}

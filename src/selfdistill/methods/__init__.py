@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 HEAD = ("title", "name", "paper", "group", "cost", "hyper")
+MORE = ("look", "control")  # may stand there, too: colour and marker in every figure, and the matched control
 
 
 class MethodError(UserError, ValueError):
@@ -60,15 +61,18 @@ def prose(name: str) -> tuple[dict[str, Any], str]:
         found = yaml.load(head, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if closing and not before else None
     except yaml.YAMLError as error:
         raise MethodError(f"{path}: its head is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or set(found) != set(HEAD) or not isinstance(found["hyper"], dict):
-        raise MethodError(f"{path}: no proper head; a card begins with {', '.join(HEAD)}, between two lines of ---")
+    if not isinstance(found, dict) or set(found) - set(MORE) != set(HEAD) or not isinstance(found["hyper"], dict):
+        allowed = f"{', '.join(HEAD)}, perhaps {' and '.join(MORE)}"
+        raise MethodError(f"{path}: no proper head; a card begins with {allowed}, between two lines of ---")
     return found, text
 
 
 @cache
 def about(name: str) -> dict[str, Any]:
-    """All that is known of a method: class, title, name, paper, group, needs, cost, and of every hyper-parameter
-    default, bounds, meaning and source.  MethodError: one that is not in both file and card."""
+    """All that is known of a method: class, title, name, paper, group, needs, cost, look, control, and of every
+    hyper-parameter default, bounds, meaning and source.  control: the method that it is fairly compared with, and why:
+    of the same cost, or with the same parts but for the method's idea.  MethodError: one that is not in both file
+    and card."""
     code, (head, _) = executed(name), prose(name)
     specs, words = code["hyper"], head["hyper"]
     for key in sorted(specs.keys() ^ words.keys()):
@@ -78,7 +82,7 @@ def about(name: str) -> dict[str, Any]:
         if not isinstance(entry, dict) or set(entry) != {"meaning", "source"}:
             raise MethodError(f"{FOLDER / name}.md: hyper.{key} is {entry!r}; allowed: its meaning and its source")
     hyper = {key: {**spec, **words[key]} for key, spec in specs.items()}
-    return {**head, "class": code["class"], "needs": code["needs"], "hyper": hyper}
+    return {**dict.fromkeys(MORE), **head, "class": code["class"], "needs": code["needs"], "hyper": hyper}
 
 
 def card(name: str) -> str:

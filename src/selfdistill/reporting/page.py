@@ -19,17 +19,23 @@ from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.measure import measure_of
 from selfdistill.reporting.records import machine, read_records
+from selfdistill.reporting.statistics import FEWEST
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES = {
+    "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
+    "margin within which two variants count as equivalent.",
+    "differences": "Every method against the control, paired by seed and test image: exploratory, without a verdict. "
+    "Dots are seeds, bars 95 % intervals; what lies far out is cut off, with an arrow and its value.",
     "accuracy": "Every method on the same data, network and seeds, with the same recipe but where a variant says "
     "otherwise; one that trains for longer shows it in its cost. Dots are seeds, bars 95 % intervals of the mean, the "
     "dashed line is the control.",
     "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
     "their control as one point.",
     "cost": "{Measure} against the whole price of training, a teacher's training included. "
-    "Equal costs are drawn side by side, or, of many methods, the cheapest on top.",
-    "curves": "Validation accuracy while training. A method in several phases may start again in the middle.",
+    "Of many methods the cheapest stands on top.",
+    "curves": "Validation accuracy while training, by the share of each method's own training. A method in several "
+    "phases may start again in the middle.",
 }
 
 
@@ -39,7 +45,11 @@ ROBUSTNESS = "Networks as they were trained, on the images of {}. The dashed lin
 def write_page(study: Study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
-    frames = {n: read_table(study.results / "tables" / f"{n}.csv") for n in ("accuracy", "exits", "cost")}
+    frames = {
+        n: read_table(path)
+        for n in ("contrasts", "networks", "accuracy", "exits", "cost")
+        if (path := study.results / "tables" / f"{n}.csv").is_file()
+    }
     members = tables.member_table(records).round(tables.DECIMALS)
     robustness = tables.robustness_table(records, study.selection, study.control).round(tables.DECIMALS)
     others = {f"robustness-{i}": ROBUSTNESS.format(i) for i in (robustness.images.unique() if len(robustness) else ())}
@@ -52,9 +62,13 @@ def write_page(study: Study, params: Path) -> None:
         study=study,
         dataset=records[0]["dataset"],
         split=records[0].get("split"),
-        headline=headline(frames["accuracy"]),
+        headline=headline(frames.get("contrasts"), frames["accuracy"]),
         missing=len(study.cells()) - len(records),
         tables={
+            **{
+                name: sortable(readable(frames[name], bold, " ± ")) if name in frames else None
+                for name, readable in (("contrasts", tables.readable_contrasts), ("networks", tables.readable_networks))
+            },
             "accuracy": sortable(tables.readable_accuracy(frames["accuracy"], bold, " ± ")),
             "exits": sortable(tables.readable_exits(frames["exits"], bold, " ± ")),
             "cost": sortable(tables.readable_cost(frames["cost"], bold, " ± ")),
@@ -62,9 +76,11 @@ def write_page(study: Study, params: Path) -> None:
             "robustness": sortable(tables.readable_robustness(robustness, bold, " ± ")) if len(robustness) else None,
         },
         measure=measure,
+        fewest=FEWEST,
         figures={
             name: (embedded(study.results / "figures" / f"{name}.svg"), text.format(Measure=measure.words.capitalize()))
             for name, text in (FIGURES | others).items()
+            if name != "contrasts" or name in frames
         },
         robustness=list(others),
         held_back=sorted(tables.HELD_BACK),
@@ -94,26 +110,32 @@ def card_address(root: str, method: str) -> str:
     return posixpath.normpath(f"../{root}/src/selfdistill/methods/{method}.md")
 
 
-def headline(accuracy: pd.DataFrame) -> str:
-    """The result in a sentence."""
-    judged = accuracy[accuracy.verdict != "control"]
-    if len(judged) == len(accuracy):
-        return "The control has not run yet: nothing is compared."
-    control = accuracy[accuracy.verdict == "control"].title.iloc[0]
-    words = {
-        "improves": "better than",
-        "worse": "worse than",
-        "no evidence": "no evidence of a difference from",
-    }
-    parts = [
-        f"{text} {control}: {', '.join(judged[judged.verdict == word].title)}"
-        for word, text in words.items()
-        if (judged.verdict == word).any()
-    ]
+WORDS = {  # of verdicts; what stands between the two of a contrast
+    "improves": "improves on",
+    "worse": "is worse than",
+    "equivalent": "is equivalent to",
+    "undecided": "is not shown to differ from, or to equal,",
+}
+
+
+def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
+    """The result in a few sentences: what the declared contrasts say."""
     fewest, most = accuracy.n.min(), accuracy.n.max()
     seeds = f"{most} seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
-    sentence = "; ".join(parts) or "too few seeds for a verdict"
-    return f"{sentence[0].upper()}{sentence[1:]}. {seeds} a method, 5 % error over all comparisons (Holm)."
+    if contrasts is None:
+        return f"No contrast is declared: every number below is exploratory. {seeds.capitalize()} a method."
+    several = contrasts.model.nunique() > 1
+    judged = contrasts[contrasts.verdict.isin(WORDS)]
+    found = [
+        f"{r.title} {WORDS[r.verdict]} {r.against_title}"
+        + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
+        + (f" ({r.model})" if several else "")
+        for r in judged.itertuples()
+    ]
+    if rest := len(contrasts) - len(judged):
+        found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
+    error = ", 5 % error over all contrasts together (Holm)" if len(judged) else ""
+    return f"{'; '.join(found)}. {seeds.capitalize()} a method{error}."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:

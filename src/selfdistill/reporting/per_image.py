@@ -60,6 +60,16 @@ def read(study: "Study", record: dict) -> Found:
     return decoded(carried, persons="rank1" in record["test"]["last"]["exits"][0])
 
 
+def right(study: "Study", record: dict, selection: str) -> np.ndarray:
+    """Whether each exit is right about each test image, or, of persons, its first answer to each query that has one;
+    exits x N, 0 or 1.  Raises PerImageError as `read` does."""
+    found = read(study, record)[selection]
+    if "correct" in found:
+        return found["correct"].astype(np.uint8)
+    ranks = found["first_rank"]
+    return (ranks[:, (ranks > 0).any(axis=0)] == 1).astype(np.uint8)
+
+
 def file_of(study: "Study", cell: tuple[str, str, int]) -> Path:
     """The predictions of a cell that ran here."""
     model, variant, seed = cell

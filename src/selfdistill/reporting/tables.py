@@ -19,10 +19,11 @@ import pandas as pd
 from selfdistill import methods
 from selfdistill.config import Study
 from selfdistill.errors import UserError
+from selfdistill.reporting.contrasts import Right, contrast_table, effect_of, network_table, reader
 from selfdistill.reporting.files import write_together
 from selfdistill.reporting.measure import Measure, measure_of
 from selfdistill.reporting.records import machine, read_records
-from selfdistill.reporting.statistics import holm, mean_interval, paired_p, verdict
+from selfdistill.reporting.statistics import Effect, mean_interval, paired_effect
 
 Bold = Callable[[str, bool], Any]  # a cell's text and whether it is the best: how the cell stands there
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
@@ -33,10 +34,14 @@ def write_tables(study: Study) -> None:
     records = read_records(study)
     folder = study.results / "tables"
     members, corrupted = member_table(records), set_table(records, study.selection)
-    accuracy = accuracy_table(records, study.selection, study.control)
+    right = reader(study)
+    contrasts = contrast_table(study, records, right)
+    accuracy = accuracy_table(records, study.selection, study.control, right)
     exits = exit_table(records, study.selection)
     cost = cost_table(records, accuracy, study.control)
     written = [
+        ("contrasts", contrasts, readable_contrasts),
+        ("networks", network_table(study, contrasts, records), readable_networks),
         ("accuracy", accuracy, readable_accuracy),
         ("exits", exits, readable_exits),
         ("cost", cost, readable_cost),
@@ -88,10 +93,10 @@ def means(measure: Measure, metrics: list[dict[str, float]], beside: Iterable[st
     return columns
 
 
-def accuracy_table(records: list[dict], selection: str, control: str) -> pd.DataFrame:
-    """One row a model and variant: mean and 95 % half-width over seeds, the difference to the control
-    paired by seed, its p adjusted over the variants of the model, and the verdict; where there are
-    imported runs, the hardware and precision of each."""
+def accuracy_table(records: list[dict], selection: str, control: str, right: Right) -> pd.DataFrame:
+    """One row a model and variant: mean and 95 % half-width over seeds, the difference to the control paired by seed
+    and image, with the half-width of its 95 % interval; where there are imported runs, the hardware and precision of
+    each.  right: what runs say of each image.  The difference is exploratory: no test looks at it."""
     rows, measure = [], measured(records)
     for model, same in groupby(by_variant(records), key=lambda g: g[0]):
         group = list(same)
@@ -99,8 +104,9 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
             variant: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_variant}
             for _, variant, of_variant in group
         }
-        compared = comparisons(accuracies, control)
+        of_seeds = {variant: {r["seed"]: r for r in runs} for _, variant, runs in group}
         for _, variant, of_variant in group:
+            effect = effect_of(of_seeds[variant], of_seeds.get(control, {}), right, selection)
             row = {
                 "model": model,
                 **named(of_variant[0]),
@@ -109,26 +115,19 @@ def accuracy_table(records: list[dict], selection: str, control: str) -> pd.Data
                 **means(measure, [deepest(r, selection) for r in of_variant], measure.headline),
                 "sd": pd.Series(accuracies[variant]).std(ddof=1),
             }
-            rows.append({**row, **compared[variant]})
+            rows.append({**row, **compared(effect, variant == control)})
     table = pd.DataFrame(rows)
     if any(r.get("imported") for r in records):
         table["hardware"] = [in_words(map(imported_machine, group)) for _, _, group in by_variant(records)]
     return table
 
 
-def comparisons(accuracies: dict[str, dict[int, float]], control: str) -> dict[str, dict]:
-    """Columns of each variant: its difference to the control paired by seed, with half-width, p, p adjusted over
-    the variants, and the verdict.  accuracies: in %, by variant and seed."""
-    reference = accuracies.get(control, {})
-    found: dict[str, dict[str, Any]] = {}
-    for variant, own in accuracies.items():
-        pairs = [accuracy - reference[seed] for seed, accuracy in own.items() if seed in reference]
-        difference, half_width = mean_interval(pairs) if pairs else (math.nan, math.nan)
-        p = math.nan if variant == control else paired_p(pairs)
-        found[variant] = {"difference": difference, "difference_half_width": half_width, "p": p}
-    for (variant, row), p in zip(found.items(), holm([row["p"] for row in found.values()]), strict=True):
-        row |= {"p_holm": p, "verdict": "control" if variant == control else verdict(row["difference"], p)}
-    return found
+def compared(effect: Effect | None, is_control: bool) -> dict[str, Any]:
+    """Columns of a variant: its difference to the control, and whether it is the control itself."""
+    if effect is None or is_control:
+        return {"difference": 0.0 if effect else math.nan, "difference_half_width": math.nan, "control": is_control}
+    low, _ = effect.interval()
+    return {"difference": effect.difference, "difference_half_width": effect.difference - low, "control": False}
 
 
 def imported_machine(record: dict) -> str:
@@ -215,15 +214,17 @@ def robustness_table(records: list[dict], selection: str, control: str) -> pd.Da
                 for variant, runs in found.items()
             }
             accuracies = {m: {s: 100 * v["accuracy"] for s, v in of_seeds.items()} for m, of_seeds in means.items()}
-            compared = comparisons(accuracies, control)
+            reference = accuracies.get(control, {})
             for variant, runs in found.items():
+                pairs = [[value - reference[seed]] for seed, value in accuracies[variant].items() if seed in reference]
                 mean, half_width = mean_interval(list(accuracies[variant].values()))
                 row = {"model": model, "images": images, **named(runs[0]), "n": len(runs)}
                 row["group"] = methods.about(runs[0]["method"])["group"]
                 row["own_test_accuracy"] = pd.Series([100 * deepest(r, selection)["accuracy"] for r in runs]).mean()
                 row |= {"accuracy": mean, "half_width": half_width}
                 row["ece"] = pd.Series([100 * v["ece"] for v in means[variant].values()]).mean()
-                rows.append({**row, **compared[variant]})
+                effect = paired_effect(np.array(pairs)) if pairs else None
+                rows.append({**row, **compared(effect, variant == control)})
     return pd.DataFrame(rows)
 
 
@@ -403,18 +404,56 @@ def readable_accuracy(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.Da
 
 
 def comparison_columns(table: pd.DataFrame, bold: Bold, plus_minus: str) -> dict[str, list]:
-    """Difference to the control, p and verdict."""
-    rows = list(table.itertuples())
+    """Difference to the control, in points."""
     return {
         "Difference to control": [
-            ""
-            if r.verdict == "control"
-            else bold(number(r.difference, r.difference_half_width, plus_minus, True), False)
-            for r in rows
+            "control" if r.control else bold(number(r.difference, r.difference_half_width, plus_minus, True), False)
+            for r in table.itertuples()
         ],
-        "p (Holm)": ["" if math.isnan(r.p_holm) else f"{r.p_holm:.3f}" for r in rows],
-        "Verdict": table.verdict,
     }
+
+
+def readable_contrasts(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
+    rows = list(table.itertuples())
+
+    def points(value: float, signed: bool = False) -> Any:
+        return "" if math.isnan(value) else bold(number(value, None, plus_minus, signed), False)
+
+    return with_model(
+        table,
+        {
+            "Contrast": [contrast_name(r) for r in rows],
+            "Verdict": table.verdict,
+            "Difference (points)": [points(r.difference, True) for r in rows],
+            "Interval": ["" if math.isnan(r.low) else f"{r.low:+.2f} to {r.high:+.2f}" for r in rows],
+            "Level (%)": ["" if math.isnan(r.level) else f"{100 * r.level:.2f}" for r in rows],
+            "p (Holm)": ["" if math.isnan(r.p_holm) else small(r.p_holm) for r in rows],
+            "Margin": [f"{r.margin:g}" for r in rows],
+            "Found with 80 % power": [points(r.smallest_found) for r in rows],
+            "Seeds": table.n,
+        },
+    )
+
+
+def contrast_name(row: Any) -> str:
+    """Of a row of `contrasts`: both titles, and the exit where it is not the deepest."""
+    return f"{row.title} against {row.against_title}" + ("" if str(row.exit) == "last" else f", exit {row.exit}")
+
+
+def small(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def readable_networks(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "Contrast": [f"{r.title} against {r.against_title}" for r in table.itertuples()],
+            "Networks": table.networks,
+            "Mean difference (points)": [bold(number(d, None, plus_minus, True), False) for d in table.difference],
+            "p (Wilcoxon, over networks)": ["" if math.isnan(p) else small(p) for p in table.p_wilcoxon],
+            "Probability of improvement": [f"{p:.2f}" for p in table.probability_of_improvement],
+        }
+    )
 
 
 def readable_exits(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ depend on these files and on no folder of code, so that a docstring, a card or a
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfdistill import methods, models
 from selfdistill.closure import PACKAGE, code_sha256
@@ -67,7 +67,16 @@ def report_plan(study: "Study", stage: str) -> dict:
     titles = {name: study.variant(name).title for name in study.all_variants}
     cards = {name: sha256_of(methods.FOLDER / f"{name}.md") for name in used}
     files = {name: sha256_of(PACKAGE / "reporting" / name) for name in REPORTS[stage]}
-    return {"code_sha256": code_of(f"reporting/{stage}.py"), "files": files, "titles": titles, "cards": cards}
+    plan: dict[str, Any] = {
+        "code_sha256": code_of(f"reporting/{stage}.py"),
+        "files": files,
+        "titles": titles,
+        "cards": cards,
+    }
+    if stage == "tables":  # here and not among the stage's params, which DVC wants to be in every params.yaml
+        contrasts = {name: contrast.model_dump() for name, contrast in study.contrasts.items()}
+        plan |= {"contrasts": contrasts, "margin": study.margin}
+    return plan
 
 
 def method_files(method: str) -> list[Path]:

@@ -1,0 +1,183 @@
+"""The comparisons that a study declares before it runs: one test each and network, all of them in one family.
+
+Everything else that a study compares is exploratory: it has an interval, and no verdict.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from selfdistill.config import Contrast, Study
+from selfdistill.errors import UserError
+from selfdistill.reporting import per_image
+from selfdistill.reporting.measure import measure_of
+from selfdistill.reporting.statistics import (
+    LEVEL,
+    Effect,
+    family,
+    mean_interval,
+    over_networks,
+    paired_effect,
+    probability_of_improvement,
+)
+
+Right = Callable[
+    [dict], np.ndarray | None
+]  # of a record: exits x images, 0 or 1; None where nothing is known per image
+BARE = "nothing known per image"
+ABSENT = "not in this study"
+
+
+def reader(study: Study) -> Right:
+    """What runs say of each image, each read once."""
+    known: dict[tuple, np.ndarray | None] = {}
+
+    def right(record: dict) -> np.ndarray | None:
+        cell = record["model"], record["variant"], record["seed"]
+        if cell not in known:
+            try:
+                known[cell] = per_image.right(study, record, study.selection)
+            except per_image.PerImageError:
+                known[cell] = None
+        return known[cell]
+
+    return right
+
+
+def effect_of(
+    runs: dict[int, dict], others: dict[int, dict], right: Right, selection: str, section: int | None = None
+) -> Effect | None:
+    """The difference of two variants in points, paired by seed and test image; runs, others: records by seed; section:
+    whose exit is compared, None for the deepest.  A run of which nothing is known per image makes the spread over seeds
+    count alone.  None where no seed is in both."""
+    seeds = [seed for seed in runs if seed in others]
+    if not seeds:
+        return None
+    places = [[exit_at(of[seed], section) for of in (runs, others)] for seed in seeds]
+    rows = []
+    for seed, (place, other_place) in zip(seeds, places, strict=True):
+        one, other = right(runs[seed]), right(others[seed])
+        if one is not None and other is not None and one.shape[1] == other.shape[1]:
+            rows.append(one[place].astype(float) - other[other_place])
+    if len(rows) == len(seeds) and len({len(row) for row in rows}) == 1:
+        return paired_effect(100 * np.stack(rows))
+    key = measure_of(runs[seeds[0]]["test"]["last"]["exits"][-1]).key
+    values = [
+        [of[seed]["test"][selection]["exits"][i][key] for of, i in zip((runs, others), place, strict=True)]
+        for seed, place in zip(seeds, places, strict=True)
+    ]
+    return paired_effect(np.array([[100 * (a - b)] for a, b in values]))
+
+
+def exit_at(record: dict, section: int | None) -> int:
+    """The place among a run's exits of the one after a section; of a network without it, and for None, the deepest."""
+    exits = len(record["cost"]["inference_macs"])
+    place = exits - 1 if section is None else section - 1 - (record["sections"] - exits)
+    return place if 0 <= place < exits else exits - 1
+
+
+def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFrame:
+    """One row a declared contrast and network: the difference in points, the interval at the level that the verdict
+    used, p and p adjusted over the whole family, margin, the difference that the study finds with 80 % power, each
+    component's standard deviation, the plain 95 % t-interval over seeds, and the verdict with its reason.
+
+    Raises UserError for an exit that the network does not have.
+    """
+    rows, effects = [], []
+    for model in study.models:
+        runs: dict[str, dict[int, dict]] = {}
+        for record in records:
+            if record["model"] == model:
+                runs.setdefault(record["variant"], {})[record["seed"]] = record
+        for name, contrast in study.contrasts.items():
+            of, against = runs.get(contrast.of, {}), runs.get(contrast.against, {})
+            section = None if contrast.exit == "last" else contrast.exit
+            refuse_unknown_exit(name, contrast, model, of)
+            effect = effect_of(of, against, right, study.selection, section)
+            rows.append({"model": model, "contrast": name, **described(study, contrast), **numbers(effect)})
+            if not {contrast.of, contrast.against} <= set(study.all_variants):
+                rows[-1]["verdict"] = ABSENT
+            effects.append(effect)
+    if not rows:
+        return pd.DataFrame()
+    tested = [effect if effect and effect.images else None for effect in effects]  # the others get no verdict
+    margins = [study.contrasts[row["contrast"]].margin or study.margin for row in rows]
+    nothing = Effect(math.nan, math.nan, 0, 0, *[math.nan] * 4)
+    findings = family([effect or nothing for effect in tested], margins)
+    for row, effect, margin, finding in zip(rows, effects, margins, findings, strict=True):
+        row |= {"margin": margin, **asdict(finding), **({"verdict": ABSENT} if row.get("verdict") else {})}
+        if effect and not effect.images and effect.seeds > 1:
+            row["verdict"] = BARE
+    return pd.DataFrame(rows)
+
+
+def described(study: Study, contrast: Contrast) -> dict[str, Any]:
+    titles = {"title": study.variant(contrast.of).title, "against_title": study.variant(contrast.against).title}
+    return {"of": contrast.of, "against": contrast.against, **titles, "exit": str(contrast.exit)}
+
+
+def numbers(effect: Effect | None) -> dict[str, Any]:
+    """Of an effect before any verdict; the plain interval over seeds has the same centre."""
+    if effect is None:
+        return {"n": 0, "images": 0, "difference": math.nan}
+    low, _ = effect.interval(LEVEL)
+    return {
+        "n": effect.seeds,
+        "images": effect.images,
+        "difference": effect.difference,
+        "half_width": effect.difference - low,
+        "standard_error": effect.error,
+        "seed_sd": effect.seed_sd,
+        "image_sd": effect.image_sd,
+        "rest_sd": effect.rest_sd,
+    }
+
+
+def refuse_unknown_exit(name: str, contrast: Contrast, model: str, runs: dict[int, dict]) -> None:
+    for record in runs.values():
+        sections, exits = record["sections"], len(record["cost"]["inference_macs"])
+        if contrast.exit != "last" and not sections - exits < contrast.exit <= sections:
+            raise UserError(
+                f"params.yaml: contrasts.{name}.exit: {contrast.exit} is not allowed; {contrast.of} of {model} has "
+                f"exits {sections - exits + 1} to {sections}"
+            )
+
+
+def network_table(study: Study, contrasts: pd.DataFrame, records: list[dict]) -> pd.DataFrame:
+    """One row a contrast of a study of several networks: its mean difference, Wilcoxon's p over the networks, and the
+    probability that a run of the one is better than a run of the other, mean over networks."""
+    if contrasts.empty or contrasts.model.nunique() < 2:
+        return pd.DataFrame()
+    rows = []
+    for name, group in contrasts.dropna(subset="difference").groupby("contrast", sort=False):
+        contrast, better = study.contrasts[name], []
+        for model in group.model:
+            values = [
+                [
+                    record["test"][study.selection]["exits"][
+                        exit_at(record, None if contrast.exit == "last" else contrast.exit)
+                    ]
+                    for record in records
+                    if (record["model"], record["variant"]) == (model, variant)
+                ]
+                for variant in (contrast.of, contrast.against)
+            ]
+            key = measure_of(values[0][0]).key
+            better.append(probability_of_improvement(*[[m[key] for m in metrics] for metrics in values]))
+        mean, _ = mean_interval(group.difference.tolist())
+        rows.append(
+            {
+                "contrast": name,
+                "title": group.title.iloc[0],
+                "against_title": group.against_title.iloc[0],
+                "networks": len(group),
+                "difference": mean,
+                "p_wilcoxon": over_networks(group.difference.tolist()),
+                "probability_of_improvement": mean_interval(better)[0],
+            }
+        )
+    return pd.DataFrame(rows)
