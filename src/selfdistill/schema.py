@@ -173,6 +173,8 @@ def built(text: str) -> Any:
     """What a YAML text stands for.  ValueError: it is nested too deeply, or stands for too much."""
     depth = 0
     for event in yaml.parse(text, Loader):
+        if isinstance(event, yaml.DocumentStartEvent) and event.version is not None:
+            raise ForeignValueError(None, None, "a %YAML line; take it out", event.start_mark)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
@@ -185,8 +187,6 @@ def built(text: str) -> Any:
         if node is not None:
             for scalar in scalars(node):
                 as_dvc_reads(scalar, loader)
-            if loader.yaml_version is not None:
-                raise ForeignValueError(None, None, "a %YAML line; take it out", node.start_mark)
         return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()

@@ -42,8 +42,8 @@ class Effect:
     """A mean difference and its standard error, which is NaN below two seeds.
 
     seeds, images: how many there were, no images where the difference is of whole runs; weight: of the seeds' degrees
-    of freedom in a quantile; seed_sd, image_sd, rest_sd: the standard deviation of each component, that of seeds being the
-    spread that no further test image would remove.
+    of freedom in a quantile; seed_sd, image_sd, rest_sd: the standard deviation of each component, that of seeds being
+    the spread that no further test image would remove.
     """
 
     difference: float
