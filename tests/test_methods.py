@@ -253,7 +253,7 @@ def test_every_method_trains_a_network_by_hand(name):
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_says_what_it_is(name):
     about, card = methods.about(name), methods.card(name)
-    assert {"class", "title", "name", "paper", "group", "needs", "cost", "hyper"} == set(about)
+    assert {"class", "title", "name", "paper", "group", "needs", "cost", "look", "control", "hyper"} == set(about)
     assert about["group"] in {"the four papers", "teacher-free rivals", "with a teacher", "controls"}
     assert "Cost: " in card
     assert set(about["needs"]) <= NEEDS

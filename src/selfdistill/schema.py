@@ -174,7 +174,8 @@ def built(text: str) -> Any:
     depth = 0
     for event in yaml.parse(text, Loader):
         if isinstance(event, yaml.DocumentStartEvent) and event.version is not None:
-            raise ForeignValueError(None, None, "a %YAML line; take it out", event.start_mark)
+            mark: Any = event.start_mark
+            raise ForeignValueError(None, None, "a %YAML line; take it out", mark)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""

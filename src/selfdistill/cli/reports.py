@@ -13,13 +13,13 @@ def add(commands: Commands) -> None:
         tables,
         "stage: summarise the records",
         "Write results/tables (CSV, Markdown, LaTeX) and results/metrics.json from the records of the study's "
-        "cells: mean and 95 % interval over seeds, paired difference to the control, verdict, cost.",
+        "cells: mean and 95 % interval over seeds, contrasts and their verdicts, difference to the control, cost.",
     )
     command(
         "figures",
         figures,
         "stage: draw the figures",
-        "Draw results/figures (SVG and PNG) from results/tables: accuracy by method, training curves, accuracy "
+        "Draw results/figures (SVG and PNG) from results/tables: contrasts, accuracy by method, training curves, accuracy "
         "against depth and against cost.",
     )
     command(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 HEAD = ("title", "name", "paper", "group", "cost", "hyper")
+COLOURS = ("blue", "orange", "green", "red", "pink", "brown", "sky", "grey")
+MARKERS = ("circle", "square", "diamond", "triangle", "pentagon")
+LOOKS = frozenset(f"{colour} {marker}" for colour in COLOURS for marker in MARKERS)
 MORE = ("look", "control")  # may stand there, too: colour and marker in every figure, and the matched control
 
 
@@ -81,6 +84,15 @@ def about(name: str) -> dict[str, Any]:
     for key, entry in words.items():
         if not isinstance(entry, dict) or set(entry) != {"meaning", "source"}:
             raise MethodError(f"{FOLDER / name}.md: hyper.{key} is {entry!r}; allowed: its meaning and its source")
+    look = head.get("look")
+    if look is not None and (not isinstance(look, str) or look not in LOOKS):
+        allowed = f"one of {', '.join(COLOURS)}, and one of {', '.join(MARKERS)}"
+        raise MethodError(f"{FOLDER / name}.md: look is {look!r}; allowed: {allowed}")
+    control = head.get("control")
+    if control is not None and (
+        not isinstance(control, dict) or set(control) != {"method", "because"} or control["method"] not in names()
+    ):
+        raise MethodError(f"{FOLDER / name}.md: control is {control!r}; allowed: a method that there is, and because")
     hyper = {key: {**spec, **words[key]} for key, spec in specs.items()}
     return {**dict.fromkeys(MORE), **head, "class": code["class"], "needs": code["needs"], "hyper": hyper}
 

@@ -108,10 +108,13 @@ def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFr
     margins = [study.contrasts[row["contrast"]].margin or study.margin for row in rows]
     nothing = Effect(math.nan, math.nan, 0, 0, *[math.nan] * 4)
     findings = family([effect or nothing for effect in tested], margins)
+    # what the first test of the family is held against
+    first = 1 - (1 - LEVEL) / max(1, sum(not math.isnan(finding.p) for finding in findings))
     for row, effect, margin, finding in zip(rows, effects, margins, findings, strict=True):
         row |= {"margin": margin, **asdict(finding), **({"verdict": ABSENT} if row.get("verdict") else {})}
         if effect and not effect.images and effect.seeds > 1:
             row["verdict"] = BARE
+        row["smallest_found"] = math.nan if effect is None or math.isnan(finding.p) else effect.smallest_found(first)
     return pd.DataFrame(rows)
 
 

@@ -22,11 +22,9 @@ from selfdistill.reporting.measure import measure_of
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
-PALETTE = dict(
-    zip(("blue", "orange", "green", "red", "pink", "brown"), sns.color_palette("colorblind", 6), strict=True)
-)
-COLOURS = {**PALETTE, "sky": sns.color_palette("colorblind", 10)[9], "grey": mpl.colors.to_rgb(CONTROL)}
-MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
+PALETTE = sns.color_palette("colorblind", 10)
+COLOURS = dict(zip(methods.COLOURS, (*PALETTE[:6], PALETTE[9], mpl.colors.to_rgb(CONTROL)), strict=True))
+MARKERS = dict(zip(methods.MARKERS, "osD^p", strict=True))
 UNKNOWN = "grey triangle"  # of a method whose card names no look
 MANY = 10  # methods; with more, lines and points in one panel look the same
 CUT = 2.5  # what lies further out than so many times the median reach of an interval is cut off, with an arrow

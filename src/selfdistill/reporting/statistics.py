@@ -166,8 +166,7 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a family of tests says of one effect.  level: of the interval low to high that the verdict used;
-    smallest_found: the difference that the study would find with 80 % power as the first of the family."""
+    """What a family of tests says of one effect.  level: of the interval low to high that the verdict used."""
 
     verdict: str
     p: float
@@ -175,7 +174,6 @@ class Finding:
     level: float
     low: float
     high: float
-    smallest_found: float
 
 
 TOO_FEW = "too few seeds"
@@ -189,11 +187,10 @@ def family(effects: Sequence[Effect], margins: Sequence[float]) -> list[Finding]
     """
     p_values = [effect.p if effect.seeds >= FEWEST else math.nan for effect in effects]
     adjusted, levels = holm(p_values), holm_levels(p_values)
-    first = 1 - (1 - LEVEL) / max(1, sum(not math.isnan(p) for p in p_values))
     findings = []
     for effect, margin, p, p_holm, level in zip(effects, margins, p_values, adjusted, levels, strict=True):
         if math.isnan(p):
-            findings.append(Finding(TOO_FEW, *[math.nan] * 6))
+            findings.append(Finding(TOO_FEW, *[math.nan] * 5))
             continue
         low, high = effect.interval(level)
         verdict = "undecided"
@@ -201,7 +198,7 @@ def family(effects: Sequence[Effect], margins: Sequence[float]) -> list[Finding]
             verdict = "improves" if effect.difference > 0 else "worse"
         elif -margin < low and high < margin:
             verdict = "equivalent"
-        findings.append(Finding(verdict, p, p_holm, level, low, high, effect.smallest_found(first)))
+        findings.append(Finding(verdict, p, p_holm, level, low, high))
     return findings
 
 
