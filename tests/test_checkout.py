@@ -13,7 +13,7 @@ from selfdistill.config import read_study
 from selfdistill.showing import show
 from selfdistill.stages.finished import cache_of
 
-CELL = ["train", "--model", "resnet10-slim", "--variant", "plain", "--seeds", "0-4"]
+CELL = ["train", "--model", "resnet10-slim", "--variant", "plain", "--seeds", "0-9"]
 CONFLICT = '{\n<<<<<<< HEAD\n "a": 1\n=======\n "a": 2\n>>>>>>> other\n}\n'
 
 

@@ -246,7 +246,14 @@ def test_a_study_runs_from_the_archive_to_the_page_and_finds_more_than_chance(fo
     assert "<h2>Test rank-1</h2>" in page
     assert "distractors are wrong answers" in page
     for kind in ("svg", "png"):
-        assert {p.stem for p in (results / "figures").glob(f"*.{kind}")} == {"accuracy", "curves", "exits", "cost"}
+        assert {p.stem for p in (results / "figures").glob(f"*.{kind}")} == {
+            "contrasts",
+            "differences",
+            "accuracy",
+            "curves",
+            "exits",
+            "cost",
+        }
 
 
 def test_accuracy_is_claimed_nowhere_but_of_telling_the_training_persons_apart(found_again):

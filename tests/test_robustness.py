@@ -160,7 +160,7 @@ def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
 def test_the_page_shows_a_section_and_a_figure_of_each_data_set(tested):
     page = (tested / STUDY / "results/index.html").read_text()
     assert "Robustness: other images" in page
-    assert page.count("data:image/svg+xml") == 4 + 2
+    assert page.count("data:image/svg+xml") == 6 + 2
     for name in ("cifar10-c", "cifar10-1"):
         assert (tested / STUDY / f"results/figures/robustness-{name}.svg").is_file()
 

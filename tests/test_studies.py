@@ -229,7 +229,7 @@ def test_the_studies_are_listed_with_what_they_are_for(capsys, monkeypatch):
     assert main(["study", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) == {"default", *NAMES}
-    assert rows["default"]["cells"] == 35
+    assert rows["default"]["cells"] == 70
     assert rows["byot-vs-teachers"]["models"] == ["resnet18", "resnet50", "resnet152"]
     assert main(["study", "list"]) == 0
     text = capsys.readouterr().out

@@ -15,6 +15,8 @@ from selfdistill.locks import restore
 from selfdistill.pipeline import asked, claim, clear_locks, forced, read_stages
 from selfdistill.pruning import forget
 
+FORCED = "SELFDISTILL_FORCED"  # what Snakefile's command reads
+
 def refuse(error):
     sys.stderr.write(f"{error}\n")
     sys.exit(2)
@@ -44,7 +46,7 @@ def begin():
     forget(FOLDER)
     names = forced(workflow.dag_settings)
     stages = (s.address for s in STAGES if names & {"all", rule_name(s), *s.outs})
-    os.environ["SELFDISTILL_FORCED"] = " ".join(stages)  # for the jobs, also those on other machines
+    os.environ |= {FORCED: " ".join(stages)}  # for the jobs, also those on other machines
 
 
 def resources_of(stage):

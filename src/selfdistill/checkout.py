@@ -26,15 +26,16 @@ def no_git(root: Path) -> Iterator[str]:
     yield f"{root.resolve()}: not a Git repository, and DVC needs one; make it one: git init && git add --all"
 
 
-def links(folder: Path, study: "Study") -> Iterator[str]:
-    """Folders of outputs that are links out of the repository: DVC refuses them, when the work is done."""
+def links(folder: Path, study: "Study", data: bool = True) -> Iterator[str]:
+    """Folders of outputs that are links out of the repository: DVC refuses them, when the work is done.  data: those of
+    the study's data sets, too, which a training alone only reads."""
     root = folder / study.root
     top = root.resolve()
     trained = dict.fromkeys((model, variant) for model, variant, _ in study.cells())
     outputs = [study.results / kind / model / variant for kind in CACHED for model, variant in trained]
     outputs += [study.results / "runs" / model / variant / str(b) for model, variant in trained for b in study.blocks]
     places = [folder / part for path in outputs for part in (path, *path.parents[:-1])]
-    for name in (study.dataset, *study.robustness):
+    for name in (study.dataset, *study.robustness) if data else ():
         places += [root / "data" / kind / part for kind in ("raw", "prepared") for part in ("", name)]
     for place in dict.fromkeys(places):
         if place.is_symlink() and not place.resolve().is_relative_to(top):

@@ -262,6 +262,16 @@ def read_study(path: Path = Path("params.yaml")) -> Study:
     return study
 
 
+def purpose(params: Path) -> str:
+    """The first sentence of the comment that a params.yaml begins with."""
+    lines = []
+    for line in params.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line[1:].strip())
+    return re.split(r"(?<!al)\.\s", " ".join(lines), maxsplit=1)[0].rstrip(".")
+
+
 def names_in(content: dict, key: str) -> list[str]:
     """The strings of a list in a raw file; whatever else stands there is the schema's to refuse."""
     entries = content.get(key)

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # what the extra `pipeline` brings, by the names of its modules
-PIPELINE = frozenset({"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "scipy", "seaborn"})
+PIPELINE = frozenset(
+    {"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "ruamel", "scipy", "seaborn"}
+)
 
 OUT_OF_ROOM = frozenset(
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfdistill import methods, models
-from selfdistill.config import Study, read_study
+from selfdistill.config import Study, purpose, read_study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.errors import UserError, lacking, printable
 from selfdistill.files import write_atomically
@@ -38,16 +38,6 @@ def folders(root: Path) -> dict[str, Path]:
     """The folder of every study by its name; the one at the repository's top is `default`."""
     found = sorted(path.parent for path in (root / "studies").glob("*/params.yaml"))
     return {"default": root, **{path.name: path for path in found if not path.name.startswith(".")}}
-
-
-def purpose(params: Path) -> str:
-    """The first sentence of the comment that a params.yaml begins with."""
-    lines = []
-    for line in params.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#") or line.strip() == "#":
-            break
-        lines.append(line[1:].strip())
-    return re.split(r"(?<!al)\.\s", " ".join(lines), maxsplit=1)[0].rstrip(".")
 
 
 def listing(root: Path) -> list[dict]:

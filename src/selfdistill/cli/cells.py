@@ -24,11 +24,11 @@ def add(commands: Commands) -> None:
         "epoch, and best on validation), history and description to results/runs/MODEL/VARIANT. A seed that was "
         "finished before from equal inputs is not trained again; SELFDISTILL_FRESH=1 trains it all the same. The test "
         "split is not touched.",
-        epilog="Example: selfdistill train --model resnet10-slim --variant byot --seeds 0-4. A run that was killed "
+        epilog="Example: selfdistill train --model resnet10-slim --variant byot --seeds 0-9. A run that was killed "
         "goes on from its last checkpoint (in .work/checkpoints, or where SELFDISTILL_CHECKPOINTS says) when the "
         "same command is given again; after SIGTERM it saves and exits with 75: run me again.",
     )
-    sub.add_argument("--seeds", required=True, help="one entry of the study's seeds: a number, or a block such as 0-4")
+    sub.add_argument("--seeds", required=True, help="one entry of the study's seeds: a number, or a block such as 0-9")
     sub.set_defaults(run=train)
     sub = commands.add_parser(
         "evaluate",
@@ -64,7 +64,7 @@ def train(options: Namespace) -> int | None:
 
     study = read_cell(options)
     block = next(block for block in study.blocks if str(block) == options.seeds)
-    if links := list(checkout.links(STUDY.parent, study)):
+    if links := list(checkout.links(STUDY.parent, study, data=False)):
         raise UserError(links[0])
     numerics(study, devices=study.recipe.processes)
     if study.recipe.processes > 1 and "WORLD_SIZE" not in os.environ:

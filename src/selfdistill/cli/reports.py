@@ -19,8 +19,8 @@ def add(commands: Commands) -> None:
         "figures",
         figures,
         "stage: draw the figures",
-        "Draw results/figures (SVG and PNG) from results/tables: contrasts, accuracy by method, training curves, accuracy "
-        "against depth and against cost.",
+        "Draw results/figures (SVG and PNG) from results/tables: contrasts, accuracy by method, training "
+        "curves, and accuracy against depth and against cost.",
     )
     command(
         "page",

@@ -248,7 +248,7 @@ def draw_curves(ax: Axes, tables: dict, looks: Looks) -> None:
             mfc=look.fill, label=rows.title.iloc[0],
         )  # fmt: skip
     ax.set_xlabel("share of each method's own training (%)")
-    ax.set_ylabel("validation accuracy (%), mean over seeds; band: one sd")
+    ax.set_ylabel("validation accuracy (%); band: one sd")
     ax.set_title("Training curves")
     legend_beside(ax)
 
@@ -259,7 +259,7 @@ def draw_exits(ax: Axes, tables: dict, looks: Looks) -> None:
     measure = measure_of(exits.columns)
     controls = set(tables["accuracy"][tables["accuracy"].control].variant)
     shown = [m for m, rows in exits.groupby("variant", sort=False) if len(rows) > 1 or m in controls]
-    for variant in shown:
+    for place, variant in enumerate(shown):
         rows, look = exits[exits.variant == variant], looks[variant]
         for part, form, words in (
             (rows[rows.exit != "ensemble"], f"{look.marker}-", ""),
@@ -268,8 +268,8 @@ def draw_exits(ax: Axes, tables: dict, looks: Looks) -> None:
             if len(part):
                 ax.errorbar(
                     part.million_macs, part[measure.key], yerr=part.half_width.fillna(0), fmt=form,
-                    markersize=11 if form == "*" else 6, color=look.colour, mfc=look.fill, alpha=0.85,
-                    label=rows.title.iloc[0] + words,
+                    markersize=11 if form == "*" else 6, color=look.colour, mfc=look.fill,
+                    elinewidth=thinner(place), label=rows.title.iloc[0] + words,
                 )  # fmt: skip
     ax.set_xlabel("million multiply-adds of one image up to the exit")
     ax.set_ylabel(f"test {measure.words} (%)")
@@ -284,11 +284,11 @@ def draw_cost(ax: Axes, tables: dict, looks: Looks) -> None:
     table = table.dropna(subset="relative_cost")
     if table.empty:  # a study in progress
         ax.text(0.5, 0.5, "the control has not run", ha="center", va="center", transform=ax.transAxes)
-    for row in table.itertuples():
+    for place, row in enumerate(table.itertuples()):
         look = looks[row.variant]
         ax.errorbar(
             row.relative_cost, getattr(row, measure.key), yerr=spread(row.half_width), fmt=look.marker,
-            color=look.colour, mfc=look.fill, alpha=0.85, label=row.title,
+            color=look.colour, mfc=look.fill, elinewidth=thinner(place), label=row.title,
         )  # fmt: skip
     ax.margins(x=0.1)
     ax.set_xlabel("training FLOPs relative to the control, a teacher's included")
@@ -311,6 +311,11 @@ def draw_cost_rows(ax: Axes, tables: dict, looks: Looks) -> None:
 
 def legend_beside(ax: Axes) -> None:
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def thinner(place: int) -> float:
+    """Width of an error bar, so that a later one at the same place leaves the earlier ones visible."""
+    return max(3.8 - 0.9 * place, 1.0)
 
 
 def spread(half_width: float) -> float | None:

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 
 from selfdistill import methods
-from selfdistill.config import Study
+from selfdistill.config import Study, purpose
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
@@ -60,6 +60,7 @@ def write_page(study: Study, params: Path) -> None:
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         study=study,
+        purpose=purpose(params) or records[0]["dataset"]["name"],
         dataset=records[0]["dataset"],
         split=records[0].get("split"),
         headline=headline(frames.get("contrasts"), frames["accuracy"]),
@@ -122,8 +123,9 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     """The result in a few sentences: what the declared contrasts say."""
     fewest, most = accuracy.n.min(), accuracy.n.max()
     seeds = f"{most} seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
+    missing = "" if accuracy.control.any() else "The control has not run yet. "
     if contrasts is None:
-        return f"No contrast is declared: every number below is exploratory. {seeds.capitalize()} a method."
+        return f"{missing}No contrast is declared: every number below is exploratory. {seeds.capitalize()} a method."
     several = contrasts.model.nunique() > 1
     judged = contrasts[contrasts.verdict.isin(WORDS)]
     found = [
@@ -135,7 +137,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     if rest := len(contrasts) - len(judged):
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
     error = ", 5 % error over all contrasts together (Holm)" if len(judged) else ""
-    return f"{'; '.join(found)}. {seeds.capitalize()} a method{error}."
+    return f"{missing}{'; '.join(found)}. {seeds.capitalize()} a method{error}."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:
@@ -156,8 +158,8 @@ def sortable(table: pd.DataFrame) -> dict:
 
 def sort_value(text: str) -> float | str:
     """A cell's leading number, or its text."""
-    leading = re.match(r"[+-]?[\d,]*\.?\d+(?=$| ±|/)", text)
-    return float(leading.group().replace(",", "")) if leading else text
+    leading = re.match(r"(?:< )?([+-]?[\d,]*\.?\d+)(?=$| ±|/)", text)
+    return float(leading[1].replace(",", "")) if leading else text
 
 
 def embedded(path: Path) -> str:

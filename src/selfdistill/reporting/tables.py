@@ -425,8 +425,9 @@ def readable_contrasts(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.D
             "Contrast": [contrast_name(r) for r in rows],
             "Verdict": table.verdict,
             "Difference (points)": [points(r.difference, True) for r in rows],
-            "Interval": ["" if math.isnan(r.low) else f"{r.low:+.2f} to {r.high:+.2f}" for r in rows],
-            "Level (%)": ["" if math.isnan(r.level) else f"{100 * r.level:.2f}" for r in rows],
+            "Interval (its level)": [
+                "" if math.isnan(r.low) else f"{r.low:+.2f} to {r.high:+.2f} ({100 * r.level:.2f} %)" for r in rows
+            ],
             "p (Holm)": ["" if math.isnan(r.p_holm) else small(r.p_holm) for r in rows],
             "Margin": [f"{r.margin:g}" for r in rows],
             "Found with 80 % power": [points(r.smallest_found) for r in rows],

@@ -67,8 +67,11 @@ def train_block(
             for seed in folders:
                 finished.sweep(waiting, f"{model}-{variant}-{seed}", cached(study, outputs, model, variant, seed))
         for seed in folders:
+            began = time.time()
             with Bar(shown=world.rank == 0) as bar:
-                train_seed(study, plan, seed, device, world, interruption, outputs, bar)
+                trained = train_seed(study, plan, seed, device, world, interruption, outputs, bar)
+            if trained and world.rank == 0:
+                tally.tell(study, model, variant, began, outputs)
 
 
 def finished_folder(study: "Study") -> Path:
@@ -89,8 +92,8 @@ def train_seed(
     interruption: Interruption | None,
     outputs: dict[str, str],
     progress: Progress | None = None,
-) -> None:
-    """One run of a block."""
+) -> bool:
+    """One run of a block; whether it had to be trained."""
     model, variant = plan["model"], plan["variant"]
     folder = study.run_folder(model, variant, seed)
     cell = open_cell(study, plan, seed, device)
@@ -107,9 +110,8 @@ def train_seed(
         if restored:
             print(f"{model}/{variant}/{seed}: finished before, from equal inputs; not trained again")
         if world.most(int(restored)):  # what the first process found counts for all
-            return
+            return False
         host.begin()
-        began = time.time()
         checkpoints = Checkpoints(checkpoint_folder(study, f"{model}-{variant}-{seed}", key, device))
         if odd := [path for path in checkpoints.files() if not path.is_file()]:
             raise ResourceError(f"{odd[0]}: no regular file in place of a checkpoint; take it away")
@@ -139,7 +141,7 @@ def train_seed(
 
             finished.keep(waiting, write, folder)  # the host's file first: a run that is whole is never trained again
             checkpoints.clear()
-            tally.tell(study, model, variant, began, outputs)
+    return True
 
 
 def is_run(files: finished.Files, key: str) -> bool:
