@@ -219,7 +219,8 @@ def full_disk(left: int):
 
 
 def test_a_full_disk_is_one_line_and_what_was_there_stays(study, capsys):  # noqa: F811
-    (Path(study.root) / ".git").mkdir()  # of a tree without it `check` speaks first
+    (Path(study.root) / ".git").mkdir()  # of a tree without it `check` speaks first,
+    main(["check", "--write"])  # and of a data set that DVC is shown now
     for seed in study.seeds:
         put(study, entry(study, "plain", seed))
     pack("other.jsonl.gz", *(entry(study, "plain", seed, 0.5) for seed in study.seeds))

@@ -184,7 +184,7 @@ def test_kill_minus_nine_loses_nothing(study, method):
 
 def test_sigterm_saves_and_says_resume_me(study):
     process = start(study, "cskd")
-    time.sleep(0.7)  # torch is still being loaded
+    time.sleep(1.2)  # torch is still being loaded, or the first steps are taken
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == RESUME_ME == 75
@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(study, tmp_path
     assert done.returncode == 1
     (line,) = errors.splitlines()
     assert place in line
-    assert "writable" in line
+    assert ("writable" if place == ".work" else "a link to /sys") in line
 
 
 def test_running_out_of_memory_is_one_clear_line(study):
