@@ -99,7 +99,6 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     assert done.returncode == 1, done.stdout + done.stderr  # of the fault
     assert "begins again in another one" in done.stdout
     assert json.loads((tmp_path / "state/cpu-made/failed.json").read_text()) == {"plain/0": 1}
-    assert ("plain", 0) not in [(e["record"]["variant"], e["record"]["seed"]) for e in first]  # it comes last
     assert "sd: left out, scipy is not installed here" in done.stdout or len(first) < 8
     assert done.stdout.count(", PyTorch ") == 2  # of each process, one
     files = sorted(path.name for path in (tmp_path / "first").iterdir())

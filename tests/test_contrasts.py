@@ -185,7 +185,7 @@ def test_a_contrast_is_of_what_runs_say_of_each_image(study):
     assert (row["n"], row["images"], row["verdict"]) == (5, 200, "improves")
     assert row["difference"] == pytest.approx(effect.difference)
     assert (row["low"], row["high"]) == pytest.approx(effect.interval(0.95))
-    text = headline(pd.DataFrame([row]), pd.DataFrame({"n": [5, 5]}))
+    text = headline(pd.DataFrame([row]), pd.DataFrame({"n": [5, 5], "control": [True, False]}))
     assert text.startswith("BYOT improves on Plain. 5 seeds a method, 5 % error over all contrasts")
     readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
     assert readable.Contrast.tolist() == ["BYOT against Plain"]
@@ -212,7 +212,9 @@ def test_no_verdict_where_it_would_rest_on_too_little(study):
     assert asked(study(), records[:5], answers).verdict.tolist() == ["too few seeds"]  # BYOT has not run
     alone = study(methods=["plain"], students=[], hyper={"plain": {}})
     assert asked(alone, records[:5], answers).verdict.tolist() == ["not in this study"]
-    assert "1 of 1 contrasts get no verdict" in headline(asked(alone, records[:5], answers), pd.DataFrame({"n": [5]}))
+    assert "1 of 1 contrasts get no verdict" in headline(
+        asked(alone, records[:5], answers), pd.DataFrame({"n": [5], "control": [True]})
+    )
 
 
 def test_the_same_runs_and_contrasts_give_the_same_verdict_whatever_else_a_study_lists(study):
