@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfdistill.errors import ConfigError
-from selfdistill.schema import merge_mark
+from selfdistill.outside import merge_mark
 
 if TYPE_CHECKING:
     from selfdistill.config import Study
@@ -55,7 +55,7 @@ def unmerged(folder: Path, study: "Study") -> Iterator[str]:
     files = [folder / "dvc.lock", *(root / "data/sets" / n / "dvc.lock" for n in (study.dataset, *study.robustness))]
     files += [*sorted((results / "hosts").rglob("*.json")), *sorted((results / "records/imported").rglob("*.json"))]
     for file in files:
-        if file.is_file() and (line := merge_mark(file.read_text(encoding="utf-8", errors="replace"))):
+        if file.is_file() and (line := merge_mark(file.read_bytes())):
             yield (
                 f"{file}: line {line}: the mark of a merge; take one side, `git checkout --ours {file}` or --theirs, "
                 "then `git add` it"

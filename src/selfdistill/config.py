@@ -119,6 +119,11 @@ class Contrast(Strict):
     table: Literal["published"] = "published"
     margin: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
+    @property
+    def section(self) -> int | None:
+        """After which section the compared exit stands; None for the deepest."""
+        return None if self.exit == "last" else self.exit
+
 
 class GivenWeights(Strict):
     """Trained weights from elsewhere, a safetensors file: what the network starts from, or what teaches."""

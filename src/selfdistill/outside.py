@@ -36,11 +36,16 @@ def regular_bytes(path: Path, most: int) -> bytes:
         os.close(number)
 
 
+def merge_mark(content: bytes) -> int | None:
+    """The first line, from 1, on which Git left the mark of a conflict."""
+    return next((i for i, line in enumerate(content.splitlines(), 1) if line.startswith(MARKS)), None)
+
+
 def json_object(path: Path, remedy: str, most: int = JSON) -> dict[str, Any]:
     """The object that a JSON file holds.  OutsideError: `path: reason; remedy`."""
     with untrusted(OutsideError, path, "cannot be read", remedy):
         content = regular_bytes(path, most)
-        if any(line.startswith(MARKS) for line in content.splitlines()):
+        if merge_mark(content):
             raise OutsideError(f"{path}: holds the marks of a merge that was not finished; resolve it, or {remedy}")
         found = json.loads(content)
         if not isinstance(found, dict):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfdistill.errors import ConfigError, first_line, printable
-from selfdistill.outside import OutsideError, regular_bytes
+from selfdistill.outside import OutsideError, merge_mark, regular_bytes
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -106,12 +106,20 @@ def read_by_dvc(text: str) -> tuple[str, str]:
     """The tag of a plain scalar as DVC reads it, and its value, `text` for text."""
     import ruamel.yaml
 
-    reader = ruamel.yaml.YAML(typ="safe", pure=True)
+    reader = dvc_reader()
     tag = str(reader.resolver.resolve(ruamel.yaml.ScalarNode, text, (True, False)))
     try:
         return tag, "text" if tag == TEXT else shown(reader.load(text))
     except (ruamel.yaml.YAMLError, ValueError):  # the keys << and =
         return tag, "an error"
+
+
+@cache
+def dvc_reader() -> Any:
+    """DVC's reader of YAML: making one costs more than reading a scalar, and a params.yaml has hundreds."""
+    import ruamel.yaml
+
+    return ruamel.yaml.YAML(typ="safe", pure=True)
 
 
 class QuotingDumper(yaml.SafeDumper):
@@ -148,7 +156,7 @@ def read_yaml(path: Path, most: int = STUDY) -> dict:
         raise ConfigError(f"{path}: {error}; {advice}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    if line := merge_mark(text):
+    if line := merge_mark(text.encode()):
         raise ConfigError(f"{path}: line {line}: the mark of a merge; finish the merge in this file")
     try:
         content = built(text)
@@ -162,11 +170,6 @@ def read_yaml(path: Path, most: int = STUDY) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: {shown(content)} at the top; allowed: a mapping of keys to values")
     return content
-
-
-def merge_mark(text: str) -> int | None:
-    """The first line on which Git left the mark of a conflict."""
-    return next((i for i, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))), None)
 
 
 def built(text: str) -> Any:

@@ -4,6 +4,7 @@ Everything else that a study compares is exploratory: it has an interval, and no
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -25,9 +26,8 @@ from selfdistill.reporting.statistics import (
     probability_of_improvement,
 )
 
-Right = Callable[
-    [dict], np.ndarray | None
-]  # of a record: exits x images, 0 or 1; None where nothing is known per image
+# of a record: exits x images, 0 or 1; None where nothing is known per image
+Right = Callable[[dict], np.ndarray | None]
 BARE = "nothing known per image"
 ABSENT = "not in this study"
 
@@ -87,35 +87,37 @@ def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFr
 
     Raises UserError for an exit that the network does not have.
     """
-    rows, effects = [], []
+    runs, rows, effects = by_variant_and_seed(records), [], []
     for model in study.models:
-        runs: dict[str, dict[int, dict]] = {}
-        for record in records:
-            if record["model"] == model:
-                runs.setdefault(record["variant"], {})[record["seed"]] = record
         for name, contrast in study.contrasts.items():
-            of, against = runs.get(contrast.of, {}), runs.get(contrast.against, {})
-            section = None if contrast.exit == "last" else contrast.exit
+            of, against = runs[model, contrast.of], runs[model, contrast.against]
             refuse_unknown_exit(name, contrast, model, of)
-            effect = effect_of(of, against, right, study.selection, section)
+            effect = effect_of(of, against, right, study.selection, contrast.section)
             rows.append({"model": model, "contrast": name, **described(study, contrast), **numbers(effect)})
-            if not {contrast.of, contrast.against} <= set(study.all_variants):
-                rows[-1]["verdict"] = ABSENT
             effects.append(effect)
     if not rows:
         return pd.DataFrame()
-    tested = [effect if effect and effect.images else None for effect in effects]  # the others get no verdict
     margins = [study.contrasts[row["contrast"]].margin or study.margin for row in rows]
-    nothing = Effect(math.nan, math.nan, 0, 0, *[math.nan] * 4)
-    findings = family([effect or nothing for effect in tested], margins)
+    untested = Effect(math.nan, math.nan, 0, 0, *[math.nan] * 4)  # gets no verdict
+    findings = family([effect if effect and effect.images else untested for effect in effects], margins)
     # what the first test of the family is held against
     first = 1 - (1 - LEVEL) / max(1, sum(not math.isnan(finding.p) for finding in findings))
     for row, effect, margin, finding in zip(rows, effects, margins, findings, strict=True):
-        row |= {"margin": margin, **asdict(finding), **({"verdict": ABSENT} if row.get("verdict") else {})}
+        row |= {"margin": margin, **asdict(finding)}
+        if not {row["of"], row["against"]} <= set(study.all_variants):
+            row["verdict"] = ABSENT
         if effect and not effect.images and effect.seeds > 1:
             row["verdict"] = BARE
         row["smallest_found"] = math.nan if effect is None or math.isnan(finding.p) else effect.smallest_found(first)
     return pd.DataFrame(rows)
+
+
+def by_variant_and_seed(records: list[dict]) -> dict[tuple[str, str], dict[int, dict]]:
+    """Of each model and variant, its records by seed; none of one that has not run."""
+    runs: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)
+    for record in records:
+        runs[record["model"], record["variant"]][record["seed"]] = record
+    return runs
 
 
 def described(study: Study, contrast: Contrast) -> dict[str, Any]:
@@ -155,22 +157,19 @@ def network_table(study: Study, contrasts: pd.DataFrame, records: list[dict]) ->
     probability that a run of the one is better than a run of the other, mean over networks."""
     if contrasts.empty or contrasts.model.nunique() < 2:
         return pd.DataFrame()
-    rows = []
+    runs, rows = by_variant_and_seed(records), []
     for name, group in contrasts.dropna(subset="difference").groupby("contrast", sort=False):
         contrast, better = study.contrasts[name], []
         for model in group.model:
-            values = [
+            metrics = [
                 [
-                    record["test"][study.selection]["exits"][
-                        exit_at(record, None if contrast.exit == "last" else contrast.exit)
-                    ]
-                    for record in records
-                    if (record["model"], record["variant"]) == (model, variant)
+                    r["test"][study.selection]["exits"][exit_at(r, contrast.section)]
+                    for r in runs[model, variant].values()
                 ]
                 for variant in (contrast.of, contrast.against)
             ]
-            key = measure_of(values[0][0]).key
-            better.append(probability_of_improvement(*[[m[key] for m in metrics] for metrics in values]))
+            key = measure_of(metrics[0][0]).key
+            better.append(probability_of_improvement(*[[m[key] for m in of_runs] for of_runs in metrics]))
         mean, _ = mean_interval(group.difference.tolist())
         rows.append(
             {

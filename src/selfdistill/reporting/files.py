@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfdistill.outside import MARKS, OutsideError, untrusted
+from selfdistill.outside import OutsideError, merge_mark, untrusted
 
 if TYPE_CHECKING:  # a package of the extra `pipeline`, which takes half a second to load
     import pandas as pd
@@ -17,7 +17,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     with untrusted(OutsideError, path, "cannot be read", "`selfdistill tables` writes it again"):
-        if any(line.startswith(MARKS) for line in path.read_bytes().splitlines()):
+        if merge_mark(path.read_bytes()):
             raise ValueError("it holds the marks of a merge that was not finished")
         return pd.read_csv(path)
 

@@ -138,9 +138,14 @@ def paired_effect(differences: np.ndarray) -> Effect:
     )
 
 
+def rising(p_values: Sequence[float]) -> list[int]:
+    """The places of the p-values from the smallest to the largest; NaN has none."""
+    return sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for the number of comparisons (Holm 1979); NaN stays and does not count."""
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    order = rising(p_values)
     adjusted, running = list(p_values), 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(order) - rank) * p_values[i]))
@@ -154,7 +159,7 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
     The k-th smallest p is held against 0.05 / (m - k + 1); all that come after the first that is not below its bound
     share the level of that one.
     """
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    order = rising(p_values)
     levels, going_on, bound = [math.nan] * len(p_values), True, 0.0
     for rank, i in enumerate(order):
         if going_on:

@@ -100,10 +100,6 @@ def accuracy_table(records: list[dict], selection: str, control: str, right: Rig
     rows, measure = [], measured(records)
     for model, same in groupby(by_variant(records), key=lambda g: g[0]):
         group = list(same)
-        accuracies = {
-            variant: {r["seed"]: 100 * deepest(r, selection)[measure.key] for r in of_variant}
-            for _, variant, of_variant in group
-        }
         of_seeds = {variant: {r["seed"]: r for r in runs} for _, variant, runs in group}
         for _, variant, of_variant in group:
             effect = effect_of(of_seeds[variant], of_seeds.get(control, {}), right, selection)
@@ -113,7 +109,7 @@ def accuracy_table(records: list[dict], selection: str, control: str, right: Rig
                 "group": methods.about(of_variant[0]["method"])["group"],
                 "n": len(of_variant),
                 **means(measure, [deepest(r, selection) for r in of_variant], measure.headline),
-                "sd": pd.Series(accuracies[variant]).std(ddof=1),
+                "sd": pd.Series([100 * deepest(r, selection)[measure.key] for r in of_variant]).std(ddof=1),
             }
             rows.append({**row, **compared(effect, variant == control)})
     table = pd.DataFrame(rows)

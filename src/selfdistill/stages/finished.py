@@ -59,7 +59,7 @@ def keep(waiting: Path, write: Callable[[Path], None], target: Path) -> None:
 
 
 def fill(target: Path, files: Files, waiting: Path) -> None:
-    """Put files into a folder that is made anew, all of them or none; those of `waiting` may be linked."""
+    """Put files into a folder that is made again, all of them or none; those of `waiting` may be linked."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     try:
