@@ -23,6 +23,8 @@ TINY = {
     "seeds": ["0-1"],
     "training_images": 100,
     "validation_images": 100,
+    "tuning.methods": [],
+    "tuning.students": [],
     "recipe.epochs": 2,
     "recipe.warmup_epochs": 0,
 }

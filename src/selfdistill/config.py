@@ -6,7 +6,7 @@ Nothing here imports torch, so that a check takes a fraction of a second.
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from selfdistill.schema import (
     shown,
     validate,
 )
+from selfdistill.search import TUNED, untuned
 
 # a network, also one of timm's: whether it exists is seen when it is built, because timm takes seconds to load
 NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -116,13 +117,35 @@ class Contrast(Strict):
     of: Name
     against: Name
     exit: Literal["last"] | Annotated[int, Field(ge=1, le=100)] = "last"
-    table: Literal["published"] = "published"
+    table: Literal["published", "tuned"] = "published"
     margin: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
     @property
     def section(self) -> int | None:
         """After which section the compared exit stands; None for the deepest."""
         return None if self.exit == "last" else self.exit
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The variants whose runs are compared: with table `tuned` the winners of both searches."""
+        end = TUNED if self.table == "tuned" else ""
+        return self.of + end, self.against + end
+
+
+class Tuning(Strict):
+    """The same search for each of these variants, and how its winners are found; `selfdistill.search`.
+
+    methods, students: which of the study's are tuned, nothing for none.  trials: of a search, the first with the
+    values as published.  replicates: searches of a variant, each with the split of one of the study's seeds, the first
+    ones; the winner of each is trained once more, as a run of the variant NAME-tuned.  epochs: of a trial, None for the
+    recipe's.
+    """
+
+    methods: list[Name]
+    students: list[Name]
+    trials: int = Field(ge=1, le=1000)
+    replicates: int = Field(ge=1, le=1000)
+    epochs: int | None = Field(ge=1, le=100_000)
 
 
 class GivenWeights(Strict):
@@ -156,6 +179,7 @@ class Study(Strict):
     split: `per_seed` draws training and validation images for each seed by itself; `fixed` keeps one draw.
     own: params.yaml for nothing, or a folder with network files and weights of the study's own.
     contrasts: the comparisons that get a verdict; margin: of accuracy, in points, within which two are equivalent.
+    tuning: whose hyper-parameters are searched, and how.
     """
 
     root: str = Field(min_length=1)
@@ -180,6 +204,7 @@ class Study(Strict):
     weights: dict[NetworkName, GivenWeights] = {}
     contrasts: dict[Name, Contrast] = {}
     margin: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False)
+    tuning: Tuning
 
     @property
     def data_folder(self) -> Path:
@@ -202,12 +227,25 @@ class Study(Strict):
         return sorted(Path(self.own).glob("*.py")) if self.own != NOTHING_OWN else []
 
     @property
-    def all_variants(self) -> list[str]:
-        """What every network of `models` is trained with."""
+    def published(self) -> list[str]:
+        """What every network of `models` is trained with, by the values of this file."""
         return [*self.methods, *self.students, *self.taught]
 
+    @property
+    def all_variants(self) -> list[str]:
+        """The published ones, and those of tuned values."""
+        return [*self.published, *(name + TUNED for name in (*self.tuning.methods, *self.tuning.students))]
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds that a variant is trained from: of tuned values, one a replicate of its search."""
+        return self.seeds if untuned(variant) is None else self.seeds[: self.tuning.replicates]
+
     def variant(self, name: str) -> Resolved:
-        """A variant with everything that its training depends on, defaults of hyper-parameters included."""
+        """A variant with everything that its training depends on, defaults of hyper-parameters included; of tuned
+        values, what the search begins with."""
+        if base := untuned(name):
+            resolved = self.variant(base)
+            return replace(resolved, name=name, title=f"{resolved.title}, tuned")
         chosen = self.variants.get(name) or Variant(method=name)
         about = methods.about(chosen.method)
         default = {key: spec["default"] for key, spec in about["hyper"].items()}
@@ -221,21 +259,39 @@ class Study(Strict):
 
     def teacher_of(self, variant: str) -> tuple[str | None, str | None]:
         """(variant, network) of the trained network that a variant learns from: the network is None for that
-        of the same model, both are None for a variant without a teacher."""
+        of the same model, both are None for a variant without a teacher.  With tuned values the teacher has them, too.
+        """
         if variant in self.taught:
             return self.teacher, self.teacher_models[0]
+        if base := untuned(variant):
+            return (self.teacher + TUNED if base in self.students else None), None
         return (self.teacher if variant in self.students else None), None
 
     def cells(self) -> list[tuple[str, str, int]]:
         """(model, variant, seed) of every cell, in the study's order, the larger teachers last."""
-        own = [(m, variant, seed) for m in self.models for variant in self.all_variants for seed in self.seeds]
+        own = [(m, name, seed) for m in self.models for name in self.all_variants for seed in self.seeds_of(name)]
         return own + [(m, self.teacher, seed) for m in self.teacher_models for seed in self.seeds]
 
     def run_folder(self, model: str, variant: str, seed: int) -> Path:
         """Where a run lies: by its seed alone, or, of a block of several, by block and seed."""
+        folder = self.results / "runs" / model / variant
+        if untuned(variant):
+            return folder / str(seed)
         block = next(block for block in self.blocks if seed in seeds_of(block))
-        folder = self.results / "runs" / model / variant / str(block)
-        return folder if isinstance(block, int) else folder / str(seed)
+        return folder / str(seed) if isinstance(block, int) else folder / str(block) / str(seed)
+
+    @property
+    def search_epochs(self) -> float:
+        """Of all trials of a search, in trainings of the recipe's length."""
+        return self.tuning.trials * (self.tuning.epochs or self.recipe.epochs) / self.recipe.epochs
+
+    def trial_file(self, model: str, variant: str, seed: int, trial: int) -> Path:
+        """What a trial of a search found; variant: the one that is tuned."""
+        return self.results / "tuning" / model / variant / f"{seed}-{trial}.json"
+
+    def search_file(self, model: str, variant: str, seed: int) -> Path:
+        """What a whole search found."""
+        return self.results / "tuning" / model / variant / f"{seed}.json"
 
     def record_file(self, model: str, variant: str, seed: int) -> Path:
         return self.results / "records" / model / variant / f"{seed}.json"
@@ -314,6 +370,7 @@ def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     yield from variant_faults(content)
     yield from list_faults(content)
     yield from contrast_faults(content)
+    yield from tuning_faults(content)
     yield from hyper_faults(content)
     yield from all_recipe_faults(content)
     yield from data_faults(content, folder)
@@ -397,6 +454,8 @@ def variant_faults(content: dict) -> Iterator[str]:
     variants = content.get("variants")
     declared = [str(name) for name in variants] if isinstance(variants, dict) else []
     for name in declared:
+        if name.endswith(TUNED):
+            yield f"variants.{name}: the name of tuned values; allowed: a name that does not end in {TUNED}"
         if name in methods.names() and method_of(content, name) != name:
             yield f"variants.{name}: the name of another method; allowed: a name that no method has"
         if (method := method_of(content, name)) and method not in methods.names():
@@ -454,10 +513,42 @@ def contrast_faults(content: dict) -> Iterator[str]:
                 yield f"{place}.{key}: {variant!r} is no method and no variant; {nearest(variant, compared)}"
         if isinstance(of, str) and of == against:
             yield f"{place}.against: {against!r} is what it is compared with; allowed: another variant"
-        pair = str(sorted(map(str, (of, against)))), str(contrast.get("exit", "last"))
+        pair = str(sorted(map(str, (of, against)))), *(str(contrast.get(key)) for key in ("exit", "table"))
         if pair in seen:
-            yield f"{place}: the same two variants and exit as contrasts.{seen[pair]}; allowed: each once"
+            yield f"{place}: the same two variants, exit and table as contrasts.{seen[pair]}; allowed: each once"
         seen[pair] = name
+
+
+def tuning_faults(content: dict) -> Iterator[str]:
+    """Tuned variants that do not exist, in the wrong list, or without what they are compared with or learn from.
+
+    One that the study's lists leave out is no fault, nor are fewer seeds than replicates: lists are cut for a quick
+    run.
+    """
+    tuning, variants = content.get("tuning"), content.get("variants")
+    if not isinstance(tuning, dict):
+        return
+    known = [*methods.names(), *(map(str, variants) if isinstance(variants, dict) else ())]
+    for key in ("methods", "students"):
+        names = names_in(tuning, key)
+        for i, name in enumerate(names):
+            method = method_of(content, name)
+            if method not in methods.names():
+                yield f"tuning.{key}[{i}]: {name!r} is no method and no variant; {nearest(name, known)}"
+            elif ("teacher" in methods.about(method)["needs"]) != (key == "students"):
+                yield f"tuning.{key}[{i}]: {name!r} is not allowed; allowed: under students what learns from a teacher"
+            if name in names[:i]:
+                yield f"tuning.{key}: {name!r} stands there twice; allowed: each once"
+    tuned = [name for key in ("methods", "students") for name in names_in(tuning, key)]
+    control, teacher = content.get("control"), content.get("teacher")
+    if tuned and isinstance(control, str) and control not in tuned:
+        yield f"tuning: without {control!r} nothing can be compared; allowed: the control among the tuned variants"
+    if names_in(tuning, "students") and isinstance(teacher, str) and teacher not in names_in(tuning, "methods"):
+        yield f"tuning.methods: {teacher!r} is missing; allowed: with it, the teacher of tuning.students"
+    recipe = content.get("recipe")
+    epochs, warmup = tuning.get("epochs"), recipe.get("warmup_epochs") if isinstance(recipe, dict) else None
+    if type(epochs) is int and type(warmup) is int and 0 < epochs <= warmup:
+        yield f"tuning.epochs: {epochs} is not allowed; allowed: more than recipe.warmup_epochs ({warmup})"
 
 
 def hyper_faults(content: dict) -> Iterator[str]:

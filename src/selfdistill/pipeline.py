@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 
 from selfdistill.checkout import require
-from selfdistill.config import read_study, seeds_of
+from selfdistill.config import Study, read_study, seeds_of
 from selfdistill.locks import wait_for_others
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
@@ -140,8 +141,8 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
                 outs=tuple(relative(out) for out in stage.outs),
                 marker=str(marker(stage)),
                 own=stage in own,
-                trains="seed" in (stage.meta or {}).get("each", ()),
-                **needs(stage.meta or {}, study.recipe, seeds_in(stage)),
+                trains=not {"seed", "trial"}.isdisjoint((stage.meta or {}).get("each", ())),
+                **needs(stage.meta or {}, study, seeds_in(stage)),
             )
             for stage in needed
         ]
@@ -169,15 +170,16 @@ def checked(folder: Path, mark: bool) -> Iterator[Repo]:
         yield repo
 
 
-def needs(meta: dict, recipe, seeds: int = 1) -> dict:
+def needs(meta: dict, study: Study, seeds: int = 1) -> dict:
     """Threads and resources that a stage's `meta` and the study's recipe ask for; seeds: of its block."""
-    each = meta.get("each", ())
+    each, recipe = meta.get("each", ()), study.recipe
+    trials = study.tuning.replicates * (1 + study.search_epochs)  # each winner once more
     processes = recipe.processes if "process" in each else 1
     return {
         "threads": meta.get("threads", 1) * recipe.threads * processes,
         "resources": {
             "mem_mb": meta.get("mem_mb", 1000) * processes,
-            "runtime": meta.get("runtime", 10) * (seeds if "seed" in each else 1),
+            "runtime": meta.get("runtime", 10) * (seeds if "seed" in each else ceil(trials) if "trial" in each else 1),
             "gpu": meta.get("gpu", 0) * processes if recipe.device != "cpu" else 0,
         },
     }

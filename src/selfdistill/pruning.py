@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from selfdistill.config import Study, read_study
+from selfdistill.search import untuned
 
 
 def forget(folder: Path) -> list[Path]:
@@ -15,6 +16,11 @@ def forget(folder: Path) -> list[Path]:
     if not removed:
         return []
     print(f"{results}: removed {len(removed)} results of cells that params.yaml no longer lists", file=sys.stderr)
+    searches = {f"{m}/{variant}" for m in study.models for variant in (*study.tuning.methods, *study.tuning.students)}
+    for path in sorted((results / "tuning").glob("*/*")):
+        if path.is_dir() and path.relative_to(results / "tuning").as_posix() not in searches:
+            shutil.rmtree(path)
+            removed.append(path)
     return removed
 
 
@@ -27,6 +33,7 @@ def prune(study: Study, results: Path) -> list[Path]:
     listed = {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells()}
     trained = {f"{model}/{variant}" for model, variant, _ in study.cells()}
     blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
+    blocks |= {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells() if untuned(variant)}
     removed = []
     tested = sorted((results / "records" / "robustness").glob("*"))
     for folder in [*(results / kind for kind in ("runs", "predictions", "records")), *tested]:
@@ -44,4 +51,9 @@ def prune(study: Study, results: Path) -> list[Path]:
         for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+    searches = {f"{m}/{variant}" for m in study.models for variant in (*study.tuning.methods, *study.tuning.students)}
+    for path in sorted((results / "tuning").glob("*/*")):
+        if path.is_dir() and path.relative_to(results / "tuning").as_posix() not in searches:
+            shutil.rmtree(path)
+            removed.append(path)
     return removed

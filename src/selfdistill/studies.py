@@ -17,6 +17,7 @@ from selfdistill.errors import UserError, lacking, printable
 from selfdistill.files import write_atomically
 from selfdistill.outside import json_object, untrusted
 from selfdistill.schema import ConfigError, as_yaml
+from selfdistill.search import untuned
 from selfdistill.stages.finished import cache_of, locked_outputs
 
 # C, H, W of what readers of arrays give; readers of image files are told by the catalogue
@@ -117,9 +118,10 @@ def training_passes(study: Study, variant: str, share: float) -> float:
 def estimate(root: Path, study: Study, tflops: float | None) -> dict:
     """Hours and bytes of all cells, and the numbers they come from.
 
-    hours: cells x epochs x training images x 6 FLOPs a multiply-add (forward, and twice that backward) x
-    passes of the method, over the FLOP/s assumed.  bytes: two float32 states a run, and two sets of test
-    logits of every exit.  Evaluation, decoding, and what some methods leave beside their network are left out.
+    hours: cells x epochs x training images x 6 FLOPs a multiply-add (forward, and twice that backward) x passes of the
+    method, over the FLOP/s assumed; a tuned cell has the epochs of its trials as well.  bytes: two float32 states a
+    run, and two sets of test logits of every exit.  Evaluation, decoding, and what some methods leave beside their
+    network are left out.
     """
     entry = read_catalogue(root / "data" / "params.yaml").datasets[study.dataset]
     shape, classes = image_shape(root, study.dataset, entry)
@@ -136,7 +138,9 @@ def estimate(root: Path, study: Study, tflops: float | None) -> dict:
         resolved = study.variant(variant)
         size, exits = sizes[model], "exits" in methods.about(resolved.method)["needs"]
         passes = training_passes(study, variant, teacher / size.macs)
-        flops[model] += 6 * size.macs * trained * resolved.recipe.epochs * passes
+        # a winner's training comes after the trials of its search
+        trials = study.search_epochs if untuned(variant) else 0
+        flops[model] += 6 * size.macs * trained * resolved.recipe.epochs * passes * (1 + trials)
         # sections are four at most; logits of one exit where there is but one
         stored += 8 * (size.parameters_with_exits if exits else size.parameters)
         stored += 8 * test * known * (4 if exits else 1)
@@ -198,6 +202,12 @@ control: plain          # what every method is compared with, seed by seed
 contrasts:              # declared before the study runs; each is tested once, all together (docs/contrasts.md)
   byot_plain: {{of: byot, against: plain}}
 margin: 1.0             # points of accuracy that would not matter: what lies within is called equivalent
+tuning:                 # an equal search for each of these, the winners trained as NAME-tuned (docs/tuning.md)
+  methods: []
+  students: []
+  trials: 3             # of a search; the first has the values as published
+  replicates: 3         # searches of each, one a seed, from the first on
+  epochs: null          # of a trial; null for the recipe's
 seeds:                  # a block of seeds is trained by one stage; write a number for a stage of its own
   - 0-2
 selection: last

@@ -40,6 +40,10 @@ def shown(root: Path, name: str, tflops: float | None) -> str:
             lines.append(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
     if study.robustness:
         lines.append(f"robustness {', '.join(study.robustness)}, on which every network is tested too")
+    if tuned := [*study.tuning.methods, *study.tuning.students]:
+        tuning, epochs = study.tuning, study.tuning.epochs or study.recipe.epochs
+        each = f"{tuning.replicates} searches each of {tuning.trials} trials of {epochs} epochs"
+        lines.append(f"tuning     {', '.join(tuned)}; {each}, and a training of each winner")
     unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
     lines += [
         f"cells      {len(study.cells())}, seeds {', '.join(map(str, study.seeds))}, {study.recipe.epochs} epochs\n",

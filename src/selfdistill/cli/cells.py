@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from selfdistill.cli.common import STUDY, Commands, numerics, read_study
@@ -10,6 +11,7 @@ from selfdistill.errors import UserError
 
 if TYPE_CHECKING:
     from selfdistill.config import Study
+    from selfdistill.stages.interruption import Interruption
 
 
 def add(commands: Commands) -> None:
@@ -30,6 +32,19 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("--seeds", required=True, help="one entry of the study's seeds: a number, or a block such as 0-9")
     sub.set_defaults(run=train)
+    sub = commands.add_parser(
+        "tune",
+        parents=[cell],
+        help="stage: search a variant's hyper-parameters, and train the winners",
+        description="Search the hyper-parameters of a variant, one of the study's `tuning`: for each replicate as many "
+        "trials as it says, of which the first has the values as published, each trained on that seed's training "
+        "images and judged by the loss on its validation images. Then train each replicate's winner as a run of "
+        "VARIANT-tuned. Writes results/tuning/MODEL/VARIANT and results/runs/MODEL/VARIANT-tuned. Trials that were "
+        "finished before from equal inputs are not trained again; SELFDISTILL_FRESH=1 trains them all the same. The "
+        "test split is not touched.",
+        epilog="Example: selfdistill tune --model resnet10-slim --variant byot",
+    )
+    sub.set_defaults(run=tune)
     sub = commands.add_parser(
         "evaluate",
         parents=[cell],
@@ -55,15 +70,46 @@ def add(commands: Commands) -> None:
 
 
 def train(options: Namespace) -> int | None:
-    import signal
-
-    from selfdistill import checkout
     from selfdistill.config import seeds_of
-    from selfdistill.stages.interruption import Interruption
-    from selfdistill.training.stopping import RESUME_ME, Interrupted
 
     study = read_cell(options)
     block = next(block for block in study.blocks if str(block) == options.seeds)
+    seeds = seeds_of(block)
+    if (refused := prepared(study, options.model, options.variant, seeds)) is not None:
+        return refused
+
+    def work(interruption: "Interruption") -> None:
+        from selfdistill.stages.train import train_block
+
+        train_block(study, model=options.model, variant=options.variant, block=block, interruption=interruption)
+
+    return until_interrupted("train", work)
+
+
+def tune(options: Namespace) -> int | None:
+    from selfdistill.search import TUNED
+
+    study = read_cell(options)
+    if options.variant + TUNED not in study.all_variants:
+        known = ", ".join([*study.tuning.methods, *study.tuning.students]) or "none"
+        raise UserError(f"--variant {options.variant} is not tuned in {STUDY}; allowed: one of tuning ({known})")
+    if (
+        refused := prepared(study, options.model, options.variant + TUNED, study.seeds_of(options.variant + TUNED))
+    ) is not None:
+        return refused
+
+    def work(interruption: "Interruption") -> None:
+        from selfdistill.stages.tune import tune as search
+
+        search(study, model=options.model, variant=options.variant, interruption=interruption)
+
+    return until_interrupted("tune", work)
+
+
+def prepared(study: "Study", model: str, variant: str, seeds: Iterable[int]) -> int | None:
+    """Make this process ready to train; the exit status of the processes that do so in its place, if several do."""
+    from selfdistill import checkout
+
     if links := list(checkout.links(STUDY.parent, study, data=False)):
         raise UserError(links[0])
     numerics(study, devices=study.recipe.processes)
@@ -72,20 +118,26 @@ def train(options: Namespace) -> int | None:
 
         return launch(study.recipe.processes, [sys.executable, *sys.argv])
     missing = [study.data_folder / "training" / "dataset.json"]
-    teacher, network = study.teacher_of(options.variant)
+    teacher, network = study.teacher_of(variant)
     if teacher is not None:
-        runs = (study.run_folder(network or options.model, teacher, seed) for seed in seeds_of(block))
-        missing += [folder / "run.json" for folder in runs]
+        missing += [study.run_folder(network or model, teacher, seed) / "run.json" for seed in seeds]
     for path in missing:
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
-    with Interruption() as interruption:  # before torch is loaded, which takes seconds
-        from selfdistill.stages.train import train_block
+    return None
 
+
+def until_interrupted(stage: str, work: Callable[["Interruption"], None]) -> int:
+    import signal
+
+    from selfdistill.stages.interruption import Interruption
+    from selfdistill.training.stopping import RESUME_ME, Interrupted
+
+    with Interruption() as interruption:  # before torch is loaded, which takes seconds
         try:
-            train_block(study, model=options.model, variant=options.variant, block=block, interruption=interruption)
+            work(interruption)
         except Interrupted as error:
-            print(f"selfdistill train: {error}", file=sys.stderr)
+            print(f"selfdistill {stage}: {error}", file=sys.stderr)
             return RESUME_ME if error.signal == signal.SIGTERM else 130
     return 0
 

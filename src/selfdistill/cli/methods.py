@@ -36,7 +36,9 @@ def show_methods(options: Namespace) -> None:
         print("\n## Hyper-parameters\n" + ("" if hyper else "\nNone."))
         for key, spec in hyper.items():
             allowed = spec.get("choices") or spec.get("allowed") or [True, False]
-            print(f"- `{key}` = {spec['default']} (allowed {allowed}): {spec['meaning']}. Source: {spec['source']}.")
+            searched = f" Searched: {in_words(spec['search'])}." if spec.get("search") else ""
+            head = f"- `{key}` = {spec['default']} (allowed {allowed}): {spec['meaning']}."
+            print(f"{head} Source: {spec['source']}.{searched}")
     else:
         width = max(map(len, known))
         for name, about in known.items():
@@ -46,3 +48,16 @@ def show_methods(options: Namespace) -> None:
             "\nx: operations of training relative to plain, a teacher's training included (on the default network).\n"
             "`selfdistill methods NAME` prints a method's card."
         )
+
+
+def in_words(space: dict) -> str:
+    """Where a hyper-parameter is searched."""
+    if "value" in space:
+        return f"always {space['value']}"
+    what = ""
+    if "times" in space:
+        powers = (f" x {name}" + (f"^{power}" if power != 1 else "") for name, power in space["times"].items())
+        what = f", of it{''.join(powers)}"
+    elif "share" in space:
+        what = f", of the first step's loss, as the share of {space['share']}"
+    return f"{space['low']} to {space['high']}, {space['scale']}{what}"

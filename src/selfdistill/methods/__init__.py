@@ -24,6 +24,7 @@ HEAD = ("title", "name", "paper", "group", "cost", "hyper")
 COLOURS = ("blue", "orange", "green", "red", "pink", "brown", "sky", "grey")
 MARKERS = ("circle", "square", "diamond", "triangle", "pentagon")
 LOOKS = frozenset(f"{colour} {marker}" for colour in COLOURS for marker in MARKERS)
+MOST_SEARCHED = 3  # of a method's own: as many for each, whatever it has
 MORE = ("look", "control")  # may stand there, too: colour and marker in every figure, and the matched control
 
 
@@ -82,8 +83,13 @@ def about(name: str) -> dict[str, Any]:
         lacking = FOLDER / f"{name}.{'md' if key in specs else 'py'}"
         raise MethodError(f"{lacking}: no hyper-parameter {key!r}; allowed: the same ones in file and card")
     for key, entry in words.items():
-        if not isinstance(entry, dict) or set(entry) != {"meaning", "source"}:
-            raise MethodError(f"{FOLDER / name}.md: hyper.{key} is {entry!r}; allowed: its meaning and its source")
+        if not isinstance(entry, dict) or set(entry) - {"search"} != {"meaning", "source"}:
+            allowed = "its meaning and its source, perhaps its search"
+            raise MethodError(f"{FOLDER / name}.md: hyper.{key} is {entry!r}; allowed: {allowed}")
+        if (fault := search_fault(entry.get("search"), specs)) is not None:
+            raise MethodError(f"{FOLDER / name}.md: hyper.{key}.search: {fault}")
+    if sum("search" in entry and "value" not in entry["search"] for entry in words.values()) > MOST_SEARCHED:
+        raise MethodError(f"{FOLDER / name}.md: more than {MOST_SEARCHED} hyper-parameters are searched")
     look = head.get("look")
     if look is not None and (not isinstance(look, str) or look not in LOOKS):
         allowed = f"one of {', '.join(COLOURS)}, and one of {', '.join(MARKERS)}"
@@ -95,6 +101,22 @@ def about(name: str) -> dict[str, Any]:
         raise MethodError(f"{FOLDER / name}.md: control is {control!r}; allowed: a method that there is, and because")
     hyper = {key: {**spec, **words[key]} for key, spec in specs.items()}
     return {**dict.fromkeys(MORE), **head, "class": code["class"], "needs": code["needs"], "hyper": hyper}
+
+
+def search_fault(space: Any, specs: dict[str, Any]) -> str | None:
+    """What is wrong with a hyper-parameter's `search`; `selfdistill.search` says what it may be."""
+    if space is None or (isinstance(space, dict) and list(space) == ["value"]):
+        return None
+    forms = "low, high and scale (linear or log), perhaps with times or share; or value"
+    if not isinstance(space, dict) or set(space) - {"times", "share"} != {"low", "high", "scale"}:
+        return f"{space!r} is not allowed; allowed: {forms}"
+    low, high, share = space["low"], space["high"], "share" in space
+    if space["scale"] not in ("linear", "log") or not all(isinstance(end, int | float) for end in (low, high)):
+        return f"{space!r} is not allowed; allowed: {forms}"
+    if not low < high or (low <= 0 and (share or space["scale"] == "log")) or (high >= 1 and share):
+        return f"low {low}, high {high} are not allowed; allowed: rising; above 0 with log, and below 1 for a share"
+    unknown = sorted(set(space.get("times", {})) - set(specs))
+    return f"times: {unknown[0]!r} is not allowed; allowed: {', '.join(specs)}" if unknown else None
 
 
 def card(name: str) -> str:

@@ -90,7 +90,7 @@ def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFr
     runs, rows, effects = by_variant_and_seed(records), [], []
     for model in study.models:
         for name, contrast in study.contrasts.items():
-            of, against = runs[model, contrast.of], runs[model, contrast.against]
+            of, against = (runs[model, variant] for variant in contrast.pair)
             refuse_unknown_exit(name, contrast, model, of)
             effect = effect_of(of, against, right, study.selection, contrast.section)
             rows.append({"model": model, "contrast": name, **described(study, contrast), **numbers(effect)})
@@ -121,8 +121,9 @@ def by_variant_and_seed(records: list[dict]) -> dict[tuple[str, str], dict[int, 
 
 
 def described(study: Study, contrast: Contrast) -> dict[str, Any]:
-    titles = {"title": study.variant(contrast.of).title, "against_title": study.variant(contrast.against).title}
-    return {"of": contrast.of, "against": contrast.against, **titles, "exit": str(contrast.exit)}
+    of, against = contrast.pair
+    titles = {"title": study.variant(of).title, "against_title": study.variant(against).title}
+    return {"of": of, "against": against, **titles, "exit": str(contrast.exit)}
 
 
 def numbers(effect: Effect | None) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def network_table(study: Study, contrasts: pd.DataFrame, records: list[dict]) ->
                     r["test"][study.selection]["exits"][exit_at(r, contrast.section)]
                     for r in runs[model, variant].values()
                 ]
-                for variant in (contrast.of, contrast.against)
+                for variant in contrast.pair
             ]
             key = measure_of(metrics[0][0]).key
             better.append(probability_of_improvement(*[[m[key] for m in of_runs] for of_runs in metrics]))

@@ -101,6 +101,23 @@ class Cost(Open):
     ensemble_macs: Amount
 
 
+class Trial(Open):
+    hyper: dict[str, Any]
+    recipe: dict[str, Any]
+    validation_nll: Amount | None  # None for one that diverged
+    validation_accuracy: Share | None
+
+
+class Search(Open):
+    trials: Count
+    epochs: Count
+    published: dict[str, dict[str, Any]]
+    results: list[Trial] = Field(min_length=1)
+    winner: Annotated[int, Field(ge=0)]
+    flops: Amount
+    teacher_flops: Amount
+
+
 class Record(Open, Generic[M]):
     protocol: Count
     model: Text
@@ -125,6 +142,7 @@ class Record(Open, Generic[M]):
     test: Test[M]
     robustness: dict[str, Robustness] = {}
     history: History
+    tuning: Search | None = None  # of a variant of tuned values
 
 
 class Host(Open):

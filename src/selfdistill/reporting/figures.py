@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from selfdistill import methods
 from selfdistill.reporting.files import read_table, write_together
@@ -46,16 +47,18 @@ class Look:
 
 
 Looks = dict[str, Look]
+NEEDED = "accuracy", "exits", "cost", "runs", "curves"  # tables
+PERHAPS = "contrasts", "robustness", "accuracy_tuned", "cost_tuned", "expected_best"
 
 
 def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
         name: read_table(results / "tables" / f"{name}.csv")
-        for name in ("accuracy", "contrasts", "exits", "cost", "runs", "curves", "robustness")
+        for name in (*NEEDED, *PERHAPS)
         if (results / "tables" / f"{name}.csv").is_file()
     }
-    looks = looks_of(tables["accuracy"])
+    looks = looks_of(tables["runs"])
     variants = tables["accuracy"].variant.nunique()
     many = variants > MANY
 
@@ -72,6 +75,10 @@ def draw_figures(results: Path) -> None:
         ]
         if "contrasts" in tables:
             figures.insert(0, ("contrasts", draw_contrasts, row_each(tables["contrasts"].contrast.nunique()), False))
+        if "accuracy_tuned" in tables:
+            rows = tables["accuracy_tuned"].variant.nunique()
+            figures.append(("differences_tuned", partial(draw_differences, of="_tuned"), row_each(rows), False))
+            figures.append(("tuning", draw_expected_best, (6.4, 4.2), False))
         for images in tables["robustness"].images.unique() if "robustness" in tables else ():
             figures.append((f"robustness-{images}", partial(draw_robustness, images), row_each(variants), False))
         drawn: dict[Path, bytes] = {}
@@ -85,10 +92,10 @@ def draw_figures(results: Path) -> None:
     write_together(drawn)
 
 
-def looks_of(accuracy: pd.DataFrame) -> Looks:
+def looks_of(runs: pd.DataFrame) -> Looks:
     """Each variant's colour and marker, by its method's card."""
     found = {}
-    for variant, method in accuracy.drop_duplicates("variant")[["variant", "method"]].itertuples(index=False):
+    for variant, method in runs.drop_duplicates("variant")[["variant", "method"]].itertuples(index=False):
         colour, marker = (methods.about(method)["look"] or UNKNOWN).split()
         found[variant] = Look(COLOURS[colour], MARKERS[marker], hollow=variant != method)
     return found
@@ -102,10 +109,10 @@ def panels(tables: dict, draw: Callable, looks: Looks, size: tuple[float, float]
     shape = (len(rows), len(models))
     figure, axes = plt.subplots(*shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False)
     for i, group in enumerate(rows):
-        kept = accuracy[(accuracy.group == group) | accuracy.control].variant if group else accuracy.variant
+        kept = accuracy[(accuracy.group == group) | accuracy.control].variant if group else None
         for model, ax in zip(models, axes[i], strict=True):
             shown = {
-                n: table[(table.model == model) & (table.variant.isin(kept) if "variant" in table else True)]
+                n: table[(table.model == model) & (table.variant.isin(kept) if group and "variant" in table else True)]
                 for n, table in tables.items()
             }
             draw(ax, shown, looks)
@@ -138,10 +145,10 @@ def draw_contrasts(ax: Axes, tables: dict, looks: Looks) -> None:
     ax.set_title("Declared contrasts")
 
 
-def draw_differences(ax: Axes, tables: dict, looks: Looks) -> None:
+def draw_differences(ax: Axes, tables: dict, looks: Looks, of: str = "") -> None:
     """A row a variant, sorted by its difference to the control: every seed's difference as a dot, the mean with its
-    95 % interval."""
-    accuracy = tables["accuracy"]
+    95 % interval; of: `_tuned` for the variants of tuned values."""
+    accuracy = tables[f"accuracy{of}"]
     table = accuracy[~accuracy.control].dropna(subset="difference")
     table = table.sort_values("difference", ascending=False, kind="stable").reset_index(drop=True)
     key = f"test_{measure_of(accuracy.columns).key}"
@@ -250,6 +257,21 @@ def draw_curves(ax: Axes, tables: dict, looks: Looks) -> None:
     ax.set_xlabel("share of each method's own training (%)")
     ax.set_ylabel("validation accuracy (%); band: one sd")
     ax.set_title("Training curves")
+    legend_beside(ax)
+
+
+def draw_expected_best(ax: Axes, tables: dict, looks: Looks) -> None:
+    """A line a tuned variant: the validation accuracy that the best of so many trials is expected to have."""
+    for variant, rows in tables["expected_best"].groupby("variant", sort=False):
+        look = looks[variant]
+        ax.plot(
+            rows.trials, rows.expected_best, color=look.colour, marker=look.marker, mfc=look.fill, markersize=6,
+            label=rows.title.iloc[0],
+        )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("trials of a search")
+    ax.set_ylabel("expected best validation accuracy (%)")
+    ax.set_title("What a search finds")
     legend_beside(ax)
 
 

@@ -18,7 +18,7 @@ from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.measure import measure_of
-from selfdistill.reporting.records import machine, read_records
+from selfdistill.reporting.records import by_variant, machine, read_records
 from selfdistill.reporting.statistics import FEWEST
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -32,6 +32,10 @@ FIGURES = {
     "dashed line is the control.",
     "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
     "their control as one point.",
+    "differences_tuned": "The same after an equal search for each method, the control included: every dot is a winner "
+    "of its own search, with the training and validation images of its seed.",
+    "tuning": "The validation accuracy that the best of so many trials is expected to have, mean over searches: a line "
+    "that still rises belongs to a method that would gain from more.",
     "cost": "{Measure} against the whole price of training, a teacher's training included. "
     "Of many methods the cheapest stands on top.",
     "curves": "Validation accuracy while training, by the share of each method's own training. A method in several "
@@ -47,7 +51,7 @@ def write_page(study: Study, params: Path) -> None:
     records = read_records(study)
     frames = {
         n: read_table(path)
-        for n in ("contrasts", "networks", "accuracy", "exits", "cost")
+        for n in ("contrasts", "networks", "accuracy", "exits", "cost", "accuracy_tuned", "cost_tuned", "tuning")
         if (path := study.results / "tables" / f"{n}.csv").is_file()
     }
     members = tables.member_table(records).round(tables.DECIMALS)
@@ -68,7 +72,13 @@ def write_page(study: Study, params: Path) -> None:
         tables={
             **{
                 name: sortable(readable(frames[name], bold, " ± ")) if name in frames else None
-                for name, readable in (("contrasts", tables.readable_contrasts), ("networks", tables.readable_networks))
+                for name, readable in (
+                    ("contrasts", tables.readable_contrasts),
+                    ("networks", tables.readable_networks),
+                    ("accuracy_tuned", tables.readable_accuracy),
+                    ("cost_tuned", tables.readable_cost),
+                    ("tuning", tables.readable_winners),
+                )
             },
             "accuracy": sortable(tables.readable_accuracy(frames["accuracy"], bold, " ± ")),
             "exits": sortable(tables.readable_exits(frames["exits"], bold, " ± ")),
@@ -81,7 +91,7 @@ def write_page(study: Study, params: Path) -> None:
         figures={
             name: (embedded(study.results / "figures" / f"{name}.svg"), text.format(Measure=measure.words.capitalize()))
             for name, text in (FIGURES | others).items()
-            if name != "contrasts" or name in frames
+            if (study.results / "figures" / f"{name}.svg").is_file()
         },
         robustness=list(others),
         held_back=sorted(tables.HELD_BACK),
@@ -169,7 +179,7 @@ def embedded(path: Path) -> str:
 def hardware_table(records: list[dict]) -> pd.DataFrame:
     """One row a model and variant: the hardware and precision of its runs, and what they took there."""
     rows = []
-    for model, _, group in tables.by_variant(records):
+    for model, _, group in by_variant(records):
         by_machine: dict[str, list[dict]] = {}
         for record in sorted(group, key=machine):
             # a host file that does not say what its peak is of was written when it was the process's

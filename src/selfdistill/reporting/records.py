@@ -7,7 +7,8 @@ of its machine; these are in Git.  DVC sees all, as one dependency of the tables
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from selfdistill.outside import OutsideError, json_object
 from selfdistill.protocol import PROTOCOL
 from selfdistill.reporting.entries import Host, Old, OldEntry, TestedHere, entry_schema, record_schema
 from selfdistill.schema import shown, validate
+from selfdistill.search import COMMON, spaces_of, untuned
 
 AGAIN = "`dvc repro` makes it again once it is removed"
 
@@ -151,6 +153,13 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
     # a hyper-parameter without a value has that of another (a reading's), which the record names
     undeclared = {key for key, value in resolved.hyper.items() if value is None}
+    searched: Collection[str] = ()
+    if untuned(record["variant"]):
+        found = record.get("tuning", {})
+        wanted |= {"tuning.trials": study.tuning.trials, "tuning.epochs": study.tuning.epochs or study.recipe.epochs}
+        given |= {f"tuning.{key}": found.get(key) for key in ("trials", "epochs")}
+        undeclared |= spaces_of(resolved.method).keys()  # what the search has chosen
+        searched = COMMON[resolved.recipe.optimiser]
     hyper = {key: value for key, value in resolved.hyper.items() if key not in undeclared}
     recorded = {key: value for key, value in record["hyper"].items() if key not in undeclared}
     for block, declared, own in (
@@ -159,7 +168,7 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
     ):
         wanted |= {f"{block}.{key}": value for key, value in declared.items()}
         given |= {f"{block}.{key}": value for key, value in own.items()}
-    free = {f"recipe.{key}" for key in COMPUTING}
+    free = {f"recipe.{key}" for key in (*COMPUTING, *searched)}
     for key in [*wanted, *(key for key in given if key not in wanted)]:
         if key in free or (key in wanted and key in given and given[key] == wanted[key]):
             continue
@@ -183,3 +192,9 @@ def machine(record: dict) -> str:
     processes = record["host"].get("processes", 1)
     together = f", {processes} processes" if processes > 1 else ""
     return f"{record['host']['hardware']}{together}, {record['recipe'].get('precision', 'float32')}"
+
+
+def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """(model, variant, its records), in the records' order."""
+    groups = groupby(records, key=lambda r: (r["model"], r["variant"]))
+    return [(model, variant, list(group)) for (model, variant), group in groups]

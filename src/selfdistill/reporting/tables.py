@@ -22,8 +22,10 @@ from selfdistill.errors import UserError
 from selfdistill.reporting.contrasts import Right, contrast_table, effect_of, network_table, reader
 from selfdistill.reporting.files import write_together
 from selfdistill.reporting.measure import Measure, measure_of
-from selfdistill.reporting.records import machine, read_records
+from selfdistill.reporting.records import by_variant, machine, read_records
 from selfdistill.reporting.statistics import Effect, mean_interval, paired_effect
+from selfdistill.reporting.tuning import best_table, search_flops, winners_table
+from selfdistill.search import TUNED, untuned
 
 Bold = Callable[[str, bool], Any]  # a cell's text and whether it is the best: how the cell stands there
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
@@ -31,18 +33,23 @@ DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
 
 def write_tables(study: Study) -> None:
     """Write results/tables and results/metrics.json."""
-    records = read_records(study)
+    every = read_records(study)
+    records, tuned = [[r for r in every if bool(untuned(r["variant"])) == of_search] for of_search in (False, True)]
     folder = study.results / "tables"
     members, corrupted = member_table(records), set_table(records, study.selection)
     right = reader(study)
-    contrasts = contrast_table(study, records, right)
+    contrasts = contrast_table(study, every, right)
     accuracy = accuracy_table(records, study.selection, study.control, right)
     exits = exit_table(records, study.selection)
     cost = cost_table(records, accuracy, study.control)
+    after = accuracy_table(tuned, study.selection, study.control + TUNED, right) if tuned else pd.DataFrame()
     written = [
         ("contrasts", contrasts, readable_contrasts),
-        ("networks", network_table(study, contrasts, records), readable_networks),
+        ("networks", network_table(study, contrasts, every), readable_networks),
         ("accuracy", accuracy, readable_accuracy),
+        ("accuracy_tuned", after, readable_accuracy),
+        ("cost_tuned", cost_table(tuned, after, study.control + TUNED) if tuned else after, readable_cost),
+        ("tuning", winners_table(tuned), readable_winners),
         ("exits", exits, readable_exits),
         ("cost", cost, readable_cost),
         ("members", members, readable_members),
@@ -56,18 +63,16 @@ def write_tables(study: Study) -> None:
         files[folder / f"{name}.csv"] = as_csv(name, table)
         files[folder / f"{name}.md"] = markdown(readable(table, bold_markdown, " ± "))
         files[folder / f"{name}.tex"] = latex(readable(table, bold_latex, r" \pm "), name)
-    files[folder / "runs.csv"] = as_csv("runs", run_table(records, study.selection))
+    if tuned:
+        files[folder / "expected_best.csv"] = as_csv("expected_best", best_table(tuned))
+    files[folder / "runs.csv"] = as_csv("runs", run_table(every, study.selection))
     files[folder / "curves.csv"] = as_csv("curves", curve_table(records))
     if len(corrupted):
         files[folder / "robustness_sets.csv"] = as_csv("robustness_sets", corrupted)
-    files[study.results / "metrics.json"] = json.dumps(metrics(accuracy, cost), indent=1, allow_nan=False) + "\n"
+    files[study.results / "metrics.json"] = (
+        json.dumps(metrics(pd.concat([accuracy, after]), every), indent=1, allow_nan=False) + "\n"
+    )
     write_together({path: text.encode() for path, text in files.items()})
-
-
-def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """(model, variant, its records), in the records' order."""
-    groups = groupby(records, key=lambda r: (r["model"], r["variant"]))
-    return [(model, variant, list(group)) for (model, variant), group in groups]
 
 
 def named(record: dict) -> dict[str, str]:
@@ -255,13 +260,15 @@ def set_table(records: list[dict], selection: str) -> pd.DataFrame:
 
 
 def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.DataFrame:
-    """One row a model and variant: parameters in training, GFLOPs of training (a teacher's counted in),
-    their ratio to the control's, and M MACs of classifying one image at the deepest exit."""
+    """One row a model and variant: parameters in training, GFLOPs of training (a teacher's counted in), of tuned
+    values those of the search, too, their ratio to the control's, and M MACs of classifying one image at the deepest
+    exit."""
     rows, key = [], measured(records).key
     reached = accuracy.set_index(["model", "variant"])[key]
     for model, variant, group in by_variant(records):
         cost = group[0]["cost"]
         own, teacher = cost["training_flops"] / 1e9, cost["teacher_training_flops"] / 1e9
+        search = search_flops(group) / 1e9 if "tuning" in group[0] else 0.0
         rows.append(
             {
                 "model": model,
@@ -269,14 +276,17 @@ def cost_table(records: list[dict], accuracy: pd.DataFrame, control: str) -> pd.
                 "parameters": cost["parameters"],
                 "training_gflops": own,
                 "teacher_gflops": teacher,
-                "total_gflops": own + teacher,
+                **({"tuning_gflops": search} if search else {}),
+                "total_gflops": own + teacher + search,
                 "million_macs": cost["inference_macs"][-1] / 1e6,
                 key: reached[model, variant],
             }
         )
     table = pd.DataFrame(rows)
     of_control = table[table.variant == control].set_index("model").total_gflops.replace(0, math.nan)  # given weights
-    table.insert(8, "relative_cost", table.total_gflops / table.model.map(of_control))
+    table.insert(
+        list(table).index("total_gflops") + 1, "relative_cost", table.total_gflops / table.model.map(of_control)
+    )
     return table
 
 
@@ -330,9 +340,9 @@ def curve_table(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
-    """One number a variant, its mean test accuracy, and the study's whole training cost.  Where other numbers
-    stand beside it, a block of them a variant.
+def metrics(accuracy: pd.DataFrame, records: list[dict]) -> dict:
+    """One number a variant, its mean test accuracy, and the study's whole training cost, searches included.  Where
+    other numbers stand beside it, a block of them a variant.
 
     A study of one network has the variants at the top, one of several a block for each network.
     """
@@ -346,7 +356,7 @@ def metrics(accuracy: pd.DataFrame, cost: pd.DataFrame) -> dict:
     blocks = {
         model: {row.variant: numbers(row) for _, row in rows.iterrows()} for model, rows in accuracy.groupby("model")
     }
-    total = round(float((cost.training_gflops * accuracy.n).sum()), 1)
+    total = round(sum(r["cost"]["training_flops"] + r.get("tuning", {}).get("flops", 0) for r in records) / 1e9, 1)
     return {**(blocks if len(blocks) > 1 else next(iter(blocks.values()))), "training_gflops": total}
 
 
@@ -494,6 +504,21 @@ def readable_robustness(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.
     )
 
 
+def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
+    return with_model(
+        table,
+        {
+            "Method": table.title,
+            "Searched": table.value,
+            "As published": table.published,
+            "Winners, median": table["median"],
+            "Winners, range": table.range,
+            "Median / published": ["" if math.isnan(t) else f"{t:.2g}" for t in table.times_published],
+            "Won by the published values": [f"{r.won_by_published} of {r.n}" for r in table.itertuples()],
+        },
+    )
+
+
 def readable_cost(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     measure = measure_of(table.columns)
     return with_model(
@@ -503,6 +528,7 @@ def readable_cost(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFr
             "Parameters in training": [f"{p:,}" for p in table.parameters],
             "Training (GFLOPs)": [f"{g:.1f}" for g in table.training_gflops],
             "Teacher's training (GFLOPs)": [f"{g:.1f}" for g in table.teacher_gflops],
+            **({"Tuning (GFLOPs)": [f"{g:.1f}" for g in table.tuning_gflops]} if "tuning_gflops" in table else {}),
             "Relative to control": ["" if math.isnan(c) else f"{c:.2f}" for c in table.relative_cost],
             "Inference (M MACs)": [f"{m:.2f}" for m in table.million_macs],
             measure.title: [f"{a:.2f}" for a in table[measure.key]],

@@ -244,7 +244,7 @@ def outside(study: Study, record: Record) -> Iterator[str]:
     """Why a cell is none of the study's."""
     networks = [*study.models, *study.teacher_models]
     trained = [study.teacher] if record.model in study.teacher_models else study.all_variants
-    for key, known in (("model", networks), ("variant", trained), ("seed", study.seeds)):
+    for key, known in (("model", networks), ("variant", trained), ("seed", study.seeds_of(record.variant))):
         value = getattr(record, key)
         if value not in known:
             yield f"record.{key}: {shown(value)} is not allowed; allowed: {', '.join(map(str, known))}"

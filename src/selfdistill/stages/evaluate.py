@@ -44,9 +44,15 @@ def open_test(folder: Path, device: str) -> "ClassTest | PersonTest":
 
 
 def evaluate_run(
-    folder: Path, test: "ClassTest | PersonTest", predictions: Path, record_file: Path, key: str | None = None
+    folder: Path,
+    test: "ClassTest | PersonTest",
+    predictions: Path,
+    record_file: Path,
+    key: str | None = None,
+    search: dict | None = None,
 ) -> None:
-    """Predict with both weights of one run; test: what `open_test` gives.
+    """Predict with both weights of one run; test: what `open_test` gives; search: what the search that its values are
+    from has found.
 
     predictions: `last`, `validation` and each of the run's members (earlier generations, a running average, a
     peer), exits x N x what the test makes of an image (K logits, or the D numbers of its feature), and the truth
@@ -79,7 +85,8 @@ def evaluate_run(
     content = save({name: t.contiguous() for name, t in tensors.items()})
     write_atomically(predictions, content)
     evaluation = {"key": key, "files": {"predictions.safetensors": hashlib.sha256(content).hexdigest()}}
-    told = {"test": found, "history": read_history(folder / "history.csv"), "evaluation": evaluation}
+    told: dict[str, Any] = {"tuning": search} if search else {}
+    told |= {"test": found, "history": read_history(folder / "history.csv"), "evaluation": evaluation}
     write_atomically(record_file, (json.dumps({**record, **told}, allow_nan=False) + "\n").encode())
 
 

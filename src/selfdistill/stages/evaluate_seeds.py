@@ -22,6 +22,7 @@ from selfdistill.files import sha256_of
 from selfdistill.locks import turn
 from selfdistill.models.trained import read_run
 from selfdistill.outside import json_object, untrusted
+from selfdistill.search import untuned
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import evaluate_robustness, evaluate_run, open_test
 from selfdistill.stages.plan import evaluation_plan
@@ -42,17 +43,19 @@ def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
         test = open_test(folder, determinism.apply(study.recipe))
         inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
     outputs = finished.locked_outputs(Path("dvc.lock"))
-    for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
+    base = untuned(variant)
+    for seed in tqdm(study.seeds_of(variant), unit="run", disable=None, leave=False):
         run = study.run_folder(model, variant, seed)
+        search = json.loads(study.search_file(model, base, seed).read_text()) if base else None
         targets = {
             "predictions.safetensors": study.results / "predictions" / model / variant / f"{seed}.safetensors",
             "record.json": study.record_file(model, variant, seed),
         }
 
-        def write(target: Path, key: str, run: Path = run) -> None:
-            evaluate_run(run, test, target / "predictions.safetensors", target / "record.json", key)
+        def write(target: Path, key: str, run: Path = run, search: dict | None = search) -> None:
+            evaluate_run(run, test, target / "predictions.safetensors", target / "record.json", key, search)
 
-        own = {**inputs, "run": runs[seed]}
+        own = {**inputs, "run": runs[seed], **({"search": search} if search else {})}
         once(finished_folder(study), f"evaluation-{model}-{variant}-{seed}", own, targets, outputs, write)
 
 
@@ -69,7 +72,7 @@ def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str
             raise ValueError(f"dataset.json has no {faults[0]}")
     inputs = {**evaluation_plan(study, model), "selection": study.selection, "other": hashes(prepared)}
     outputs = finished.locked_outputs(Path("dvc.lock"))
-    for seed in tqdm(study.seeds, unit="run", disable=None, leave=False):
+    for seed in tqdm(study.seeds_of(variant), unit="run", disable=None, leave=False):
         run = study.run_folder(model, variant, seed)
         file = study.results / "records" / "robustness" / name / model / variant / f"{seed}.json"
 
@@ -82,7 +85,7 @@ def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str
 
 def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
     """What each seed's run says of itself.  Raises WeightsError for one that is not here, before any work."""
-    folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds}
+    folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds_of(variant)}
     for folder in folders.values():
         refuse_imported(folder)
     runs = {seed: read_run(folder) for seed, folder in folders.items()}

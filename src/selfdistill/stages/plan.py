@@ -13,11 +13,13 @@ from selfdistill import methods, models
 from selfdistill.closure import PACKAGE, code_sha256
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.protocol import PROTOCOL
+from selfdistill.search import TUNED, spaces_of
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
 
 TRAINING = ("stages/cell.py", "training/determinism.py")
+TUNING = ("search.py", "stages/trial.py")
 EVALUATION = ("stages/evaluate.py", "training/determinism.py")
 REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
@@ -46,6 +48,23 @@ def training_plan(study: "Study", model: str, variant: str) -> dict:
         "arguments": models.arguments(model, study.own_networks),
         "weights": given and {"use": given.use, "sha256": sha256_of(Path(given.file))},
         "code_sha256": code_of(*TRAINING, *method_files(resolved.method), *network_files(study, model)),
+    }
+
+
+def tuning_plan(study: "Study", model: str, variant: str) -> dict:
+    """The same of a search; `code_sha256` is that of its trainings."""
+    plan, resolved = training_plan(study, model, variant), study.variant(variant)
+    teacher, _ = study.teacher_of(variant + TUNED)
+    return {
+        **plan,
+        "teacher": teacher,
+        "tuning": {
+            "trials": study.tuning.trials,
+            "epochs": study.tuning.epochs or study.recipe.epochs,
+            "seeds": study.seeds_of(variant + TUNED),
+        },
+        "search": spaces_of(resolved.method),
+        "search_code_sha256": code_of(*TUNING, *method_files(resolved.method), *network_files(study, model)),
     }
 
 
@@ -96,10 +115,10 @@ def code_of(*roots: str | Path) -> str:
 
 def write_plan(study: "Study") -> None:
     """Write results/plan of the study in the working folder; files of what it no longer lists are removed."""
-    own = [(m, v) for m in study.models for v in study.all_variants] + [
-        (m, study.teacher) for m in study.teacher_models
-    ]
+    own = [(m, v) for m in study.models for v in study.published] + [(m, study.teacher) for m in study.teacher_models]
     plans = {Path("training", model, f"{variant}.json"): training_plan(study, model, variant) for model, variant in own}
+    tuned = [(m, v) for m in study.models for v in (*study.tuning.methods, *study.tuning.students)]
+    plans |= {Path("tuning", model, f"{variant}.json"): tuning_plan(study, model, variant) for model, variant in tuned}
     for model in (*study.models, *study.teacher_models):
         plans[Path("evaluation", f"{model}.json")] = evaluation_plan(study, model)
     plans |= {Path("reporting", f"{stage}.json"): report_plan(study, stage) for stage in REPORTS}

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from selfdistill import methods
+from selfdistill.search import untuned
 from selfdistill.stages import finished
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
@@ -83,8 +84,11 @@ def open_cells(study: "Study", outputs: dict[str, str]) -> list[Cell]:
     left = []
     for cell in study.cells():
         model, variant, seed = cell
-        plan_file = study.results / "plan" / "training" / model / f"{variant}.json"
+        base = untuned(variant)
+        plan_file = study.results / "plan" / "training" / model / f"{base or variant}.json"
         plan = json.loads(plan_file.read_text()) if plan_file.is_file() else {}
+        if base:  # what a search has chosen is not known before
+            plan = {key: value for key, value in plan.items() if key not in ("variant", "teacher", "hyper", "recipe")}
         files = kept(study, cell, waiting[f"{model}-{variant}-{seed}"], outputs)
         if not any(fits(file, plan, seed) for file in files):
             left.append(cell)
@@ -124,7 +128,8 @@ def seconds_left(study: "Study", cells: list[Cell], trainings: list[Training]) -
 
     def work(variant: str) -> float:
         resolved = study.variant(variant)
-        return methods.about(resolved.method)["cost"] * resolved.recipe.epochs
+        trials = study.search_epochs if untuned(variant) else 0
+        return methods.about(resolved.method)["cost"] * resolved.recipe.epochs * (1 + trials)
 
     def estimate(model: str, variant: str) -> float:
         same = [t.ended - t.began for t in trainings if (t.model, t.variant) == (model, variant)]

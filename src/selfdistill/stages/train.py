@@ -117,7 +117,7 @@ def train_seed(
             raise ResourceError(f"{odd[0]}: no regular file in place of a checkpoint; take it away")
         if world.rank == 0:
             writable(checkpoints.folder)
-        recipe, given = study.variant(variant).recipe, study.weights.get(model)
+        recipe, given = type(study.recipe)(**plan["recipe"]), study.weights.get(model)
         if given and given.use == "teacher":
             trained = given_network(cell)
         else:
