@@ -1,10 +1,13 @@
 """Real parts throughout: a temporary Git and DVC repository with a tiny study, run once a session."""
 
+import glob
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -38,6 +41,23 @@ def pytest_sessionfinish(session):
             if not any(reason in str(report.longrepr) for reason in allowed):
                 reporter.write_line(f"skipped under CI: {report.nodeid}: {report.longrepr}", red=True)
                 session.exitstatus = 1
+
+
+def present(folder: Path, pattern: str) -> list[Path]:
+    """The paths that match in a folder that another process changes: what goes meanwhile is not there.
+
+    `Path.glob` raises FileNotFoundError for it on some versions of Python.
+    """
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 300) -> None:
+    """Wait for what a running process does.  Long: a test fails here for a fault, never for a busy machine."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"not within {seconds:.0f} s"
+        time.sleep(0.02)
 
 
 class Project:

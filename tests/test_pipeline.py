@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import present, wait_until
 
 from selfdistill.config import read_study
 from selfdistill.pipeline import needs
@@ -275,9 +276,7 @@ def killed_while(project, command: list[str], when, seconds: float) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        deadline = time.time() + 90
-        while not when() and time.time() < deadline:
-            time.sleep(0.05)
+        wait_until(when, process)
         time.sleep(seconds)
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
@@ -301,7 +300,7 @@ def test_a_block_killed_in_its_second_run_does_not_train_the_first_again(project
     stage = "train@resnet10-slim-plain-0-1"
 
     def first_is_over() -> bool:
-        return any(p.name.startswith("resnet10-slim-plain-0-") for p in finished.glob("*[!l]"))
+        return any(p.suffix != ".partial" for p in present(finished, "resnet10-slim-plain-0-*"))
 
     shutil.rmtree(finished, ignore_errors=True)
     killed_while(project, ["dvc", "repro", stage], first_is_over, 0.3)

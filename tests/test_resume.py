@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Project
+from conftest import ROOT, TINY, Project, present, wait_until
 from made import VARIANTS, bits, stop_after, train
 
 from selfdistill import methods
@@ -152,14 +152,12 @@ def outputs(study: Project, method: str) -> dict[str, bytes]:
 
 def wait_for_checkpoint(
     study: Project, method: str, process: subprocess.Popen, other_than: set[str] = frozenset()
-) -> set:
-    for _ in range(600):
-        found = {p.name for p in study.folder.glob(f".work/checkpoints/*-{method}-*/*.safetensors")}
-        if found - other_than:
-            return found
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint in 12 s")
+) -> set[str]:
+    def found() -> set[str]:
+        return {p.name for p in present(study.folder, f".work/checkpoints/*-{method}-*/*.safetensors")}
+
+    wait_until(lambda: found() - other_than, process)
+    return found()
 
 
 @pytest.mark.parametrize("method", ["byot", "srdl", "pskd"])
@@ -179,7 +177,7 @@ def test_kill_minus_nine_loses_nothing(study, method):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert outputs(study, method) == whole
-    assert not list(study.folder.glob(f".work/checkpoints/*-{method}-*"))
+    assert not present(study.folder, f".work/checkpoints/*-{method}-*")
 
 
 def test_sigterm_saves_and_says_resume_me(study):
@@ -189,7 +187,7 @@ def test_sigterm_saves_and_says_resume_me(study):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == RESUME_ME == 75
     assert "its state is saved; the same command goes on from there" in errors
-    assert list(study.folder.glob(".work/checkpoints/*-cskd-*/*.safetensors"))
+    assert present(study.folder, ".work/checkpoints/*-cskd-*/*.safetensors")
 
 
 def test_control_c_says_how_to_resume(study):
@@ -204,9 +202,7 @@ def test_control_c_says_how_to_resume(study):
 
 def test_changed_inputs_never_resume_an_old_run(study, tmp_path):
     process = start(study, "plain", SELFDISTILL_CHECKPOINTS=str(tmp_path))
-    wait = time.monotonic() + 60
-    while not list(tmp_path.glob("*/*.safetensors")) and time.monotonic() < wait:
-        time.sleep(0.02)
+    wait_until(lambda: present(tmp_path, "*/*.safetensors"), process)
     process.kill()
     process.communicate()
     (old,) = tmp_path.iterdir()
@@ -240,8 +236,7 @@ def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(study, tmp_
     ]
     environment = {**study.environment, "SELFDISTILL_CHECKPOINTS": str(tmp_path)}
     process = start(study, "plain", 1, SELFDISTILL_CHECKPOINTS=str(tmp_path))
-    while not list(tmp_path.glob("*/*.safetensors")) and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(lambda: present(tmp_path, "*/*.safetensors"), process)
     process.kill()
     process.communicate()
     before = {p: p.read_bytes() for p in tmp_path.glob("*/*")}
