@@ -1,12 +1,13 @@
 # make repro   install if needed, run the default study, say where its page is
 # make test    install if needed, run the tests
+# make nightly the same, and the tests that are marked `nightly`
 # Everything lives in .venv; remove it to start again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro study test lint install lock clean
+.PHONY: repro study test nightly lint install lock clean
 
 repro: install
 	@workflow/run study use default
@@ -24,6 +25,9 @@ study: install
 
 test: install
 	pytest -n 2 --dist worksteal
+
+nightly: install
+	pytest -n 2 --dist worksteal -m "nightly or not nightly"
 
 lint: install
 	ruff check .

@@ -1,10 +1,13 @@
 """Real parts throughout: a temporary Git and DVC repository with a tiny study, run once a session."""
 
+import glob
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import yaml
 from filelock import FileLock
+
+# In memory, where there is room: a session makes 90,000 small files, and some disks take minutes to remove these.
+SHM = "/dev/shm"
+if os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > 8e9 and not os.statvfs(SHM).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", SHM)
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -42,6 +50,23 @@ def pytest_sessionfinish(session):
                 session.exitstatus = 1
 
 
+def present(folder: Path, pattern: str) -> list[Path]:
+    """The paths that match in a folder that another process changes: what goes meanwhile is not there.
+
+    `Path.glob` raises FileNotFoundError for it on some versions of Python.
+    """
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 300) -> None:
+    """Wait for what a running process does.  Long: a test fails here for a fault, never for a busy machine."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"not within {seconds:.0f} s"
+        time.sleep(0.02)
+
+
 class Project:
     """A checkout: run commands in it, read and write its files."""
 
@@ -61,11 +86,20 @@ class Project:
             env={**self.environment, **variables},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def run_all(self, *commands: list[str], **variables: str) -> None:
+        """Commands of `selfdistill`, with this checkout's code, one after another in a process that loads it once."""
+        root = next(place for place in (self.folder, *self.folder.parents) if (place / "src/selfdistill").is_dir())
+        code = (
+            "import json, sys\nfrom selfdistill.cli import main\n"
+            "for command in json.loads(sys.argv[1]):\n    main(command) and sys.exit(' '.join(command))"
+        )
+        self.run("python", "-c", code, json.dumps(commands), PYTHONPATH=str(root / "src"), **variables)
 
     def params(self, path: str = "params.yaml", **changes) -> None:
         """Change values of a params.yaml, keys with dots."""
@@ -124,25 +158,38 @@ def copy_of_sources(folder: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def tiny_study(tmp_path_factory) -> Project:
-    """A repository with a tiny study that `dvc repro` has run, committed.  Not to be changed.
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """The folder of a name, which a function fills.
 
-    The workers of a parallel session share one: the first to come makes it.
+    The workers of a parallel session share it: the first to come makes it.  Not to be changed, then.
     """
-    shared = (
-        tmp_path_factory.getbasetemp().parent
-        if "PYTEST_XDIST_WORKER" in os.environ
-        else tmp_path_factory.mktemp("tiny")
-    )
-    with FileLock(shared / "tiny.lock"):
-        if (shared / "tiny-ready").exists():
-            return Project(shared / "tiny")
-        project = copy_of_sources(shared / "tiny")
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.mktemp("made")
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, ready = shared / name, shared / f"{name}.ready"
+        with FileLock(shared / f"{name}.lock"):
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of another worker, which failed
+                folder.mkdir()
+                make(folder)
+                ready.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_study(made_once) -> Project:
+    """A repository with a tiny study that `dvc repro` has run, committed.  Not to be changed."""
+
+    def make(folder: Path) -> None:
+        project = copy_of_sources(folder)
         project.params(**TINY)
         project.run("dvc", "repro", "--quiet")
         project.commit("the tiny study, run")
-        (shared / "tiny-ready").touch()
-    return project
+
+    return Project(made_once("tiny", make))
 
 
 @pytest.fixture

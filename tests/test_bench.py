@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import ROOT, Project
 
@@ -62,7 +63,7 @@ def there(tmp_path: Path, command: list) -> subprocess.CompletedProcess:
         env={**environment, "PYTHONPATH": str(banned), "PYTHON": python},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=900,
         check=False,
     )
 
@@ -82,7 +83,7 @@ def run_there(tmp_path: Path, out: str, seconds: int, *program) -> tuple[subproc
     command = [*(program or [ROOT / "benchmarks/gpu_run.sh"]), "--cpu", "--seconds", seconds]
     started = time.monotonic()
     done = there(tmp_path, [*command, "--out", tmp_path / out, "--state", tmp_path / "state"])
-    assert time.monotonic() - started < seconds + 10
+    assert time.monotonic() - started < seconds + 60  # a run that did not stop would take many minutes
     packed = tmp_path / out / "records.jsonl.gz"
     lines = gzip.decompress(packed.read_bytes()).splitlines() if packed.is_file() else []
     return done, [json.loads(line) for line in lines]
@@ -95,7 +96,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     measured = tmp_path / "state/cpu-made/measured"  # the first run trains alone
     measured.touch()
     (tmp_path / "lost.py").write_text(LOST)
-    done, first = run_there(tmp_path, "first", 30, "python", tmp_path / "lost.py")
+    done, first = run_there(tmp_path, "first", 20, "python", tmp_path / "lost.py")
     assert done.returncode == 1, done.stdout + done.stderr  # of the fault
     assert "begins again in another one" in done.stdout
     assert json.loads((tmp_path / "state/cpu-made/failed.json").read_text()) == {"plain/0": 1}
@@ -106,7 +107,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     assert all(path.stat().st_size < 2**24 for path in (tmp_path / "first").iterdir())
 
     measured.unlink()
-    done, entries = run_there(tmp_path, "second", 25)
+    done, entries = run_there(tmp_path, "second", 20)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
     cells = [(e["record"]["variant"], e["record"]["seed"]) for e in entries]
@@ -125,24 +126,28 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
         params[key] = entries[0]["record"][key]
     (study / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     home = Project(study)
-    home.run("selfdistill", "records", "import", str(tmp_path / "second/records.jsonl.gz"))
-    for command in ("tables", "figures", "page"):
-        home.run("selfdistill", command)
+    home.run_all(["records", "import", str(tmp_path / "second/records.jsonl.gz")], ["tables"], ["figures"], ["page"])
     table = (study / "results/tables/accuracy.md").read_text()
     assert "Hardware" in table
     assert table.count("\n") == 2 + len(seeds)
     assert entries[0]["host"]["hardware"] in (study / "results/index.html").read_text()
 
 
-def test_a_method_is_checked_and_the_speed_measured_in_a_process_of_its_own(tmp_path):
-    measure = ["python", ROOT / "benchmarks/gpu_measure.py"]
+MEASURE = ["python", ROOT / "benchmarks/gpu_measure.py"]
+
+
+def test_a_method_is_checked_in_a_process_of_its_own(tmp_path):
     for method, said in (("byot", "right"), ("sd", "left_out")):
-        done = there(tmp_path, [*measure, "check", method, tmp_path / f"{method}.jsonl", "--cpu"])
+        done = there(tmp_path, [*MEASURE, "check", method, tmp_path / f"{method}.jsonl", "--cpu"])
         assert done.returncode == 0, done.stderr
         (entry,) = [json.loads(line) for line in (tmp_path / f"{method}.jsonl").read_text().splitlines()]
         assert entry[said]
+
+
+@pytest.mark.nightly  # test_bench_compares_three_loops_and_draws_them measures and writes the same, of smaller shapes
+def test_the_speed_is_measured_in_a_process_of_its_own(tmp_path):
     modes = json.dumps({"plain": {"compile": False, "cuda_graphs": False}, "byot": None})
-    done = there(tmp_path, [*measure, "speed", tmp_path, modes, "--cpu"])
+    done = there(tmp_path, [*MEASURE, "speed", tmp_path, modes, "--cpu"])
     assert done.returncode == 0, done.stderr
     assert {"speed.json", "speed.md", "speed.png"} <= {path.name for path in tmp_path.iterdir()}
 

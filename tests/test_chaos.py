@@ -12,9 +12,16 @@ from chaos import Chaos
 SECONDS = 15.0  # that one method and the reports take on an idle core, about; a kill that comes too late is none
 
 
+# one kill of each engine and kind; the others are of the same engines and kinds
+NIGHTLY = [("make", "engine"), ("snakemake", "lock")]
+
+
 @pytest.mark.parametrize(
     ("engine", "kind"),
-    [("make", "lock"), ("make", "engine"), ("snakemake", "lock"), ("snakemake", "engine"), ("dvc", "job")],
+    [
+        *(("make", "lock"), ("snakemake", "engine"), ("dvc", "job")),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in NIGHTLY),
+    ],
 )
 def test_the_same_command_goes_on(engine, kind, tiny_study, tmp_path):
     """From a state in which one of three methods has not run; lock: at the moment when DVC has emptied it."""

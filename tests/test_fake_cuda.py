@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from made import VARIANTS
 
 from selfdistill import methods
@@ -60,7 +59,7 @@ def audited(cells: dict[str, list], folder: Path) -> dict[str, dict]:
         env={**os.environ, "PYTHONPATH": python_path},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -95,15 +94,10 @@ def test_every_method_trains_on_a_gpu(half, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def planted(tmp_path_factory) -> dict[str, dict]:
-    """What is found of methods with a planted fault each; the workers of a parallel session share it."""
-    folder = tmp_path_factory.mktemp("planted")
-    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with FileLock(shared / "planted.lock"):
-        if not (shared / "planted.json").exists():
-            cells = {fault: ["planted", fault] for fault in ("nothing", *FAULTS)}
-            (shared / "planted.json").write_text(json.dumps(audited(cells, folder)))
-    return json.loads((shared / "planted.json").read_text())
+def planted(made_once) -> dict[str, dict]:
+    """What is found of methods with a planted fault each."""
+    folder = made_once("planted", lambda folder: audited({f: ["planted", f] for f in ("nothing", *FAULTS)}, folder))
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Project
+from conftest import ROOT, TINY, Project, present, wait_until
 from made import VARIANTS, bits, stop_after, train
 
 from selfdistill import methods
@@ -117,13 +117,13 @@ def test_the_newest_two_are_kept(tmp_path):
 
 
 def cells(tiny_study: Project, folder: Path, **changes) -> Project:
-    """A folder with the prepared digits and a study of 250 epochs."""
+    """A folder with the prepared digits and a study of 120 epochs."""
     (folder / "data").mkdir(parents=True)
     for name in ("data/prepared", "data/params.yaml", "src"):
         (folder / name).symlink_to(tiny_study.folder / name)
     project = Project(folder)
     known = {f"hyper.{name}": {} for name in methods.names()}
-    project.params_from(ROOT / "params.yaml", **{**TINY, **known, "recipe.epochs": 250, "seeds": [0, 1], **changes})
+    project.params_from(ROOT / "params.yaml", **{**TINY, **known, "recipe.epochs": 120, "seeds": [0, 1], **changes})
     return project
 
 
@@ -152,51 +152,52 @@ def outputs(study: Project, method: str) -> dict[str, bytes]:
 
 def wait_for_checkpoint(
     study: Project, method: str, process: subprocess.Popen, other_than: set[str] = frozenset()
-) -> set:
-    for _ in range(600):
-        found = {p.name for p in study.folder.glob(f".work/checkpoints/*-{method}-*/*.safetensors")}
-        if found - other_than:
-            return found
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint in 12 s")
+) -> set[str]:
+    def found() -> set[str]:
+        return {p.name for p in present(study.folder, f".work/checkpoints/*-{method}-*/*.safetensors")}
+
+    wait_until(lambda: found() - other_than, process)
+    return found()
 
 
-@pytest.mark.parametrize("method", ["byot", "srdl", "pskd"])
+# the others: test_resume_is_bit_equal_for_every_method, in this process
+@pytest.mark.parametrize(
+    "method", ["byot", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("srdl", "pskd"))]
+)
 def test_kill_minus_nine_loses_nothing(study, method):
     process = start(study, method)
-    assert process.wait(timeout=120) == 0, process.communicate()
+    assert process.wait(timeout=600) == 0, process.communicate()
     whole = outputs(study, method)
     seen = set()
     chance = random.Random(method)
-    for _ in range(3):
+    for _ in range(2):
         process = start(study, method)
         seen |= wait_for_checkpoint(study, method, process, seen)
-        time.sleep(chance.uniform(0, 1.0))
+        time.sleep(chance.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = start(study, method)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert outputs(study, method) == whole
-    assert not list(study.folder.glob(f".work/checkpoints/*-{method}-*"))
+    assert not present(study.folder, f".work/checkpoints/*-{method}-*")
 
 
 def test_sigterm_saves_and_says_resume_me(study):
     process = start(study, "cskd")
     time.sleep(1.2)  # torch is still being loaded, or the first steps are taken
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == RESUME_ME == 75
     assert "its state is saved; the same command goes on from there" in errors
-    assert list(study.folder.glob(".work/checkpoints/*-cskd-*/*.safetensors"))
+    assert present(study.folder, ".work/checkpoints/*-cskd-*/*.safetensors")
 
 
 def test_control_c_says_how_to_resume(study):
     process = start(study, "sd")
     wait_for_checkpoint(study, "sd", process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
@@ -204,16 +205,14 @@ def test_control_c_says_how_to_resume(study):
 
 def test_changed_inputs_never_resume_an_old_run(study, tmp_path):
     process = start(study, "plain", SELFDISTILL_CHECKPOINTS=str(tmp_path))
-    wait = time.monotonic() + 60
-    while not list(tmp_path.glob("*/*.safetensors")) and time.monotonic() < wait:
-        time.sleep(0.02)
+    wait_until(lambda: present(tmp_path, "*/*.safetensors"), process)
     process.kill()
     process.communicate()
     (old,) = tmp_path.iterdir()
     content = (study / "params.yaml").read_text()
     study.params(**{"recipe.learning_rate": 0.02, "recipe.epochs": 2})
     process = start(study, "plain", SELFDISTILL_CHECKPOINTS=str(tmp_path))
-    assert process.wait(timeout=60) == 0, process.communicate()
+    assert process.wait(timeout=600) == 0, process.communicate()
     (study / "params.yaml").write_text(content)
     history = outputs(study, "plain")["history.csv"].decode().splitlines()
     assert len(history) == 3
@@ -240,8 +239,7 @@ def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(study, tmp_
     ]
     environment = {**study.environment, "SELFDISTILL_CHECKPOINTS": str(tmp_path)}
     process = start(study, "plain", 1, SELFDISTILL_CHECKPOINTS=str(tmp_path))
-    while not list(tmp_path.glob("*/*.safetensors")) and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(lambda: present(tmp_path, "*/*.safetensors"), process)
     process.kill()
     process.communicate()
     before = {p: p.read_bytes() for p in tmp_path.glob("*/*")}
@@ -264,7 +262,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(study, tmp_path
         (folder / name).symlink_to(study / name)
     (folder / place).symlink_to("/sys")  # read-only for everyone, root included
     done = start(Project(folder), "plain")
-    _, errors = done.communicate(timeout=60)
+    _, errors = done.communicate(timeout=600)
     assert done.returncode == 1
     (line,) = errors.splitlines()
     assert place in line
@@ -301,8 +299,8 @@ def test_running_out_of_memory_is_one_clear_line(study):
 
 def test_the_pipeline_resumes_what_it_started(project):
     """`dvc repro` removes a stage's outputs before it runs it; the checkpoints lie elsewhere."""
-    project.params(**{"recipe.epochs": 251})
-    stage = "train@resnet10-slim-byot-0-1"
+    project.params(**{"recipe.epochs": 121, "seeds": [0]})
+    stage = "train@resnet10-slim-byot-0"
     project.run("dvc", "repro", "--quiet", "check")
     process = subprocess.Popen(
         ["dvc", "repro", "--single-item", stage],
@@ -317,5 +315,5 @@ def test_the_pipeline_resumes_what_it_started(project):
     process.communicate()
     done = project.run("dvc", "repro", "--single-item", stage)
     assert "resumed at epoch" in done.stdout + done.stderr
-    record = json.loads((project / "results/runs/resnet10-slim/byot/0-1/0/run.json").read_text())
-    assert record["recipe"]["epochs"] == 251
+    record = json.loads((project / "results/runs/resnet10-slim/byot/0/run.json").read_text())
+    assert record["recipe"]["epochs"] == 121

@@ -23,7 +23,7 @@ def test_each_training_tells_and_a_repetition_is_silent(project):
     """Under DVC; the plain and byot cells are finished, in place or in the cache alone."""
     shutil.rmtree(project / "results/runs/resnet10-slim/byot")
     project.params(**{"hyper.drkd.alpha": 0.5})
-    said = project.run("dvc", "repro", "page").stderr
+    said = project.run("dvc", "repro", "train@resnet10-slim-byot-0-1", "distill@resnet10-slim-drkd-0-1").stderr
     assert LINE.findall(said) == [("5", "6", "less than a minute"), ("6", "6", "")]
     again = project.run("dvc", "repro", "--force", "--single-item", "distill@resnet10-slim-drkd-0-1")
     assert "not trained again" in again.stdout
@@ -32,7 +32,7 @@ def test_each_training_tells_and_a_repetition_is_silent(project):
 
 def test_under_snakemake_the_line_leaves_the_log(project):
     project.params(**{"hyper.drkd.alpha": 0.5})
-    done = project.run("snakemake", "--cores", "2")
+    done = project.run("snakemake", "--cores", "2", "distill_resnet10_slim_drkd_0_1")
     assert [numbers[:2] for numbers in LINE.findall(done.stderr)] == [("5", "6"), ("6", "6")]
     log = (project / ".work/logs/distill_resnet10_slim_drkd_0_1.log").read_text()
     assert len(LINE.findall(log)) == 2

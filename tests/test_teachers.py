@@ -21,7 +21,7 @@ TAUGHT = {
 }
 
 
-def test_a_larger_network_teaches(project):
+def test_a_larger_network_teaches_trained_or_given(project):
     """The students' twin stays their teacher, the larger one is trained once and is a row of its own."""
     before = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["train@resnet10-slim-plain-0-1"]
     project.params(**TAUGHT)
@@ -49,10 +49,24 @@ def test_a_larger_network_teaches(project):
     assert table.count(f"| {LARGE}") == 1
     assert table.count(f"| {SMALL}") == 3
     assert (project / "results/index.html").is_file()
+    # its weights, given as a file, teach without being trained
+    content = (project / f"results/runs/{LARGE}/plain/0-1/0/weights.safetensors").read_bytes()
+    (project / "teacher.safetensors").write_bytes(content)
+    given = {"file": "teacher.safetensors", "sha256": hashlib.sha256(content).hexdigest(), "use": "teacher"}
+    project.params(weights={LARGE: given})
+    project.run("dvc", "repro", "--quiet", f"evaluate_taught@{SMALL}-kd", f"evaluate_teachers@{LARGE}-plain")
+    for seed in (0, 1):
+        run = json.loads((project / f"results/runs/{LARGE}/plain/0-1/{seed}/run.json").read_text())
+        assert run["weights_sha256"] == given["sha256"]
+        assert run["cost"]["training_flops"] == 0
+        taught = json.loads((project / f"results/runs/{SMALL}/kd/0-1/{seed}/run.json").read_text())
+        assert taught["teacher_sha256"] == given["sha256"]
     # carried away and back, the record of who taught is checked
     project.run("selfdistill", "records", "export", "runs.jsonl.gz")
-    assert "kept" not in project.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout
-    project.params(**{"teacher_models": ["resnet32"]})
+    said = project.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout
+    assert said.count("imported: ") == 8
+    assert "kept" not in said
+    project.params(teacher_models=["resnet32"], weights={})
     done = project.run("selfdistill", "records", "import", "runs.jsonl.gz", ok=False)
     assert f'teacher_model: "{LARGE}" is not allowed; allowed: the study\'s "resnet32"' in done.stderr
     assert f'record.model: "{LARGE}" is not allowed' in done.stderr
@@ -77,26 +91,6 @@ def test_the_teachers_network_has_no_other_method(project):
     project.params(**TAUGHT)
     done = project.run("selfdistill", "train", "--model", LARGE, "--variant", "kd", "--seeds", "0-1", ok=False)
     assert "--variant kd is not in params.yaml; there are plain" in done.stderr
-
-
-def test_given_weights_teach_without_being_trained(project):
-    """A teacher from elsewhere: here the weights of a larger network that this study trained before."""
-    project.params(**TAUGHT)
-    project.run("dvc", "repro", "--quiet", f"train_teachers@{LARGE}-plain-0-1")
-    source = project / f"results/runs/{LARGE}/plain/0-1/0/weights.safetensors"
-    content = source.read_bytes()
-    (project / "teacher.safetensors").write_bytes(content)
-    given = {"file": "teacher.safetensors", "sha256": hashlib.sha256(content).hexdigest(), "use": "teacher"}
-    project.params(weights={LARGE: given})
-    project.run("dvc", "repro", "--quiet")
-    for seed in (0, 1):
-        run = json.loads((project / f"results/runs/{LARGE}/plain/0-1/{seed}/run.json").read_text())
-        assert run["weights_sha256"] == given["sha256"]
-        assert run["cost"]["training_flops"] == 0
-        taught = json.loads((project / f"results/runs/{SMALL}/kd/0-1/{seed}/run.json").read_text())
-        assert taught["teacher_sha256"] == given["sha256"]
-    project.run("selfdistill", "records", "export", "runs.jsonl.gz")
-    assert project.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout.count("imported: ") == 8
 
 
 @pytest.mark.parametrize(
