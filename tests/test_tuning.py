@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,15 +169,17 @@ def test_a_tuned_variant_has_a_seed_a_replicate_and_a_tuned_teacher():
     assert study.teacher_of("byot-tuned") == (None, None)
 
 
-@pytest.fixture(scope="module")
-def searched(tiny_study, tmp_path_factory):
+@pytest.fixture(scope="session")
+def searched(tiny_study, made_once) -> Project:
     """The tiny study with a search, run.  Not to be changed."""
-    folder = tmp_path_factory.mktemp("searched") / "repo"
-    shutil.copytree(tiny_study.folder, folder, symlinks=True)
-    project = Project(folder)
-    project.params(**{f"tuning.{key}": value for key, value in SEARCHED.items()})
-    project.run("dvc", "repro", "--quiet")
-    return project
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_study.folder, folder, symlinks=True, dirs_exist_ok=True)
+        project = Project(folder)
+        project.params(**{f"tuning.{key}": value for key, value in SEARCHED.items()})
+        project.run("dvc", "repro", "--quiet")
+
+    return Project(made_once("searched", make))
 
 
 @pytest.fixture
