@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from test_reporting import record
 
 from selfdistill import methods
@@ -103,6 +104,9 @@ def test_holm_adjusts_for_the_number_of_comparisons():
     assert adjusted[1:] == pytest.approx([0.04, 0.5])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm_levels([0.01, 0.04, 0.03]) == pytest.approx([1 - 0.05 / 3, 0.975, 0.975])
+    found = np.random.default_rng(0).uniform(size=(20, 6)) ** 3
+    for p_values in found:  # statsmodels takes two seconds to load, too long for six lines in every study
+        assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_interval_and_verdict_never_contradict_each_other():
