@@ -257,8 +257,13 @@ def test_a_faulty_contrast_is_refused_with_its_place(study, contrast, said):
     with pytest.raises(ConfigError) as raised:
         study(contrasts={"c": contrast})
     assert said in str(raised.value)
-    with pytest.raises(ConfigError, match=r"contrasts.d: the same two variants and exit as contrasts.c"):
+    with pytest.raises(ConfigError, match=r"contrasts.d: the same two variants, exit and table as contrasts.c"):
         study(contrasts={"c": {"of": "byot", "against": "plain"}, "d": {"of": "plain", "against": "byot"}})
+    tuned = {"of": "byot", "against": "plain", "table": "tuned"}
+    assert study(contrasts={"c": {"of": "byot", "against": "plain"}, "d": tuned}).contrasts["d"].pair == (
+        "byot-tuned",
+        "plain-tuned",
+    )
 
 
 def test_every_card_names_a_look_of_its_own_and_a_matched_control():

@@ -513,7 +513,11 @@ def contrast_faults(content: dict) -> Iterator[str]:
                 yield f"{place}.{key}: {variant!r} is no method and no variant; {nearest(variant, compared)}"
         if isinstance(of, str) and of == against:
             yield f"{place}.against: {against!r} is what it is compared with; allowed: another variant"
-        pair = str(sorted(map(str, (of, against)))), *(str(contrast.get(key)) for key in ("exit", "table"))
+        pair = (
+            str(sorted(map(str, (of, against)))),
+            str(contrast.get("exit", "last")),
+            str(contrast.get("table", "published")),
+        )
         if pair in seen:
             yield f"{place}: the same two variants, exit and table as contrasts.{seen[pair]}; allowed: each once"
         seen[pair] = name

@@ -125,7 +125,6 @@ WORDS = {  # of verdicts; what stands between the two of a contrast
     "improves": "improves on",
     "worse": "is worse than",
     "equivalent": "is equivalent to",
-    "undecided": "is not shown to differ from, or to equal,",
 }
 
 
@@ -137,17 +136,25 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     if contrasts is None:
         return f"{missing}No contrast is declared: every number below is exploratory. {seeds.capitalize()} a method."
     several = contrasts.model.nunique() > 1
-    judged = contrasts[contrasts.verdict.isin(WORDS)]
-    found = [
-        f"{r.title} {WORDS[r.verdict]} {r.against_title}"
-        + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
-        + (f" ({r.model})" if several else "")
-        for r in judged.itertuples()
-    ]
-    if rest := len(contrasts) - len(judged):
+
+    def pairs(rows: pd.DataFrame, words: str) -> str:
+        """`BYOT improves on Plain`, for each row."""
+        return "; ".join(
+            f"{r.title} {words} {r.against_title}"
+            + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
+            + (f" ({r.model})" if several else "")
+            for r in rows.itertuples()
+        )
+
+    groups = [(words, contrasts[contrasts.verdict == verdict]) for verdict, words in WORDS.items()]
+    found = [pairs(rows, words) for words, rows in groups if len(rows)]
+    if len(open_ones := contrasts[contrasts.verdict == "undecided"]):
+        found.append(f"Undecided, shown neither to differ nor to be equal: {pairs(open_ones, 'and')}")
+    judged = contrasts.verdict.isin([*WORDS, "undecided"]).sum()
+    if rest := len(contrasts) - judged:
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
-    error = ", 5 % error over all contrasts together (Holm)" if len(judged) else ""
-    return f"{missing}{'; '.join(found)}. {seeds.capitalize()} a method{error}."
+    error = ", 5 % error over all contrasts together (Holm)" if judged else ""
+    return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a method{error}."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:
