@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from selfdistill.reporting.statistics import Effect, family, paired_effect
+from selfdistill.summary.statistics import Effect, family, paired_effect
 
 IMAGES = 400
 HARD, OF_METHOD, CHANCE = 1.5, 0.5, 1.0  # standard deviations of what makes an image hard, on the scale of a probit

@@ -175,7 +175,10 @@ class LightStudy(SimpleNamespace):
         return self.results / "runs" / model / variant / str(seed)
 
     def record_file(self, model: str, variant: str, seed: int) -> Path:
-        return self.results / "records" / model / variant / f"{seed}.json"
+        return self.results / "records" / "measured" / model / variant / f"{seed}.json"
+
+    def prediction_file(self, model: str, variant: str, seed: int) -> Path:
+        return self.results / "predictions" / model / variant / f"{seed}.json"
 
     def host_file(self, model: str, variant: str, seed: int) -> Path:
         return self.results / "hosts" / model / variant / f"{seed}.json"
@@ -193,7 +196,7 @@ DEFAULTS = {
 def read_study(options) -> LightStudy:
     content = yaml.safe_load((STUDY / "params.yaml").read_text())
     recipe = SimpleNamespace(**{**DEFAULTS, **content["recipe"]})
-    study = LightStudy(**{"weights": {}, **content, "recipe": recipe})
+    study = LightStudy(**{"weights": {}, "analyses": {}, **content, "recipe": recipe})
     study.seeds = [seed for block in content["seeds"] for seed in seeds_of(block)]
     study.all_variants = [*study.methods, *study.students]  # not those of a larger teacher, which is a run for hours
     study.root, study.results = str(options.state), options.state / "results"
@@ -420,8 +423,13 @@ def missing_package(method: str) -> str | None:
 
 def train(study, options, model: str, method: str, seed: int, deadline: Deadline, log: Log) -> None:
     """Train and evaluate one cell; prints the time with the accuracy."""
-    from selfdistill.stages.evaluate import evaluate_run, open_test
-    from selfdistill.stages.plan import training_plan
+    from selfdistill.evaluation.inputs import FILES, Stored
+    from selfdistill.evaluation.splits import open_test
+    from selfdistill.files import write_atomically
+    from selfdistill.stages.evaluate import evaluate_run
+    from selfdistill.stages.evaluate_seeds import validation_of
+    from selfdistill.stages.measure import measured
+    from selfdistill.stages.plan import measure_plan, training_plan
     from selfdistill.stages.train import train_seed
     from selfdistill.training import determinism
     from selfdistill.training.distributed import ALONE
@@ -439,12 +447,18 @@ def train(study, options, model: str, method: str, seed: int, deadline: Deadline
         Deadline.training = False
     started = elapsed()
     test = open_test(study.data_folder / "test", device)
-    predictions = study.results / "predictions" / model / method / f"{seed}.safetensors"
-    evaluate_run(study.run_folder(model, method, seed), test, predictions, study.record_file(model, method, seed))
+    told, staged = study.prediction_file(model, method, seed), options.state / "evaluated"
+    evaluate_run(study.run_folder(model, method, seed), test, validation_of(study, seed, device), staged)
+    told.parent.mkdir(parents=True, exist_ok=True)
+    for name, ending in (FILES | {"record.json": ".json"}).items():
+        shutil.move(staged / name, told.with_name(f"{seed}{ending}"))
+    content, _ = measured(Stored(told, device), measure_plan(study))
+    write_atomically(study.record_file(model, method, seed), content)
     deadline.evaluating.append(elapsed() - started)
     record = json.loads(study.record_file(model, method, seed).read_text())
     host = json.loads(study.host_file(model, method, seed).read_text())
-    exits = ", ".join(f"{100 * e['accuracy']:.2f}" for e in record["test"]["last"]["exits"])
+    rows = record["measures"]["accuracy"]["rows"]["last"]
+    exits = ", ".join(f"{100 * row['accuracy']:.2f}" for row in rows if row["exit"] != "ensemble")
     log(f"{method}, seed {seed}, {mode}: {study.recipe.epochs} epochs in {host['seconds']:.1f} s, test {exits} %")
 
 
@@ -452,7 +466,7 @@ def pack(study, options, log: Log) -> None:
     """All records of this machine, a line each, in the form that `selfdistill records import` reads; but for cells that
     were brought from elsewhere before, of which a teacher may have been trained here again."""
     model, lines = study.models[0], []
-    for path in sorted((study.results / "records" / model).glob("*/*.json")):
+    for path in sorted((study.results / "records" / "measured" / model).glob("*/*.json")):
         cell = f"{model}/{path.parent.name}/{path.stem}"
         if (STUDY / f"results/records/imported/{cell}.json").is_file():
             continue

@@ -46,7 +46,7 @@ def test_a_tree_without_git_is_told_what_makes_it_one(here, capsys):
 
 
 @pytest.mark.parametrize(
-    "place", ["results", "results/runs", "results/records/resnet10-slim", "data/prepared", "data/raw/digits"]
+    "place", ["results", "results/runs", "results/records/measured", "data/prepared", "data/raw/digits"]
 )
 def test_outputs_behind_a_link_are_refused_before_the_work(place, here, capsys):
     large = here.parent / "large"
@@ -115,7 +115,7 @@ def test_dvc_sees_the_data_sets_that_are_used(tmp_path):
     folder = project / "studies/drkd-cifar10"
     study = read_study(folder / "params.yaml")
     show(folder, study)
-    assert data() == of("digits") | of("cifar10") | set().union(*(of(name) for name in study.robustness))
+    assert data() == of("digits") | of("cifar10") | set().union(*(of(name) for name in study.data_sets))
     assert any(path.startswith("studies/drkd-cifar10/results/runs/") for path in seen())
 
 

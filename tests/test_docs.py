@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import tarfile
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from test_folder import UNUSABLE, mixed
 from test_pipeline import trained
 
@@ -42,6 +44,35 @@ def test_the_guide_to_adding_a_method(project):
     assert before.items() <= trained(project).items()
     assert "Confidence penalty" in (project / "results/tables/accuracy.md").read_text()
     assert "confidence" in (project / "results/runs/resnet10-slim/confidence_penalty/0-1/0/history.csv").read_text()
+
+
+def test_the_guide_to_adding_an_analysis(project):
+    (code,) = blocks("adding-an-analysis.md", "python")
+    (card,) = blocks("adding-an-analysis.md", "markdown")
+    (settings,) = blocks("adding-an-analysis.md", "yaml")
+    before = {path.name: path.read_bytes() for path in (project / "results/tables").iterdir()}
+    (project / "src/selfdistill/analyses/sureness.py").write_text(code)
+    (project / "src/selfdistill/analyses/sureness.md").write_text(card)
+    project.run("dvc", "repro", "--quiet", "check")
+    reports = {"tables", "figures", "page"}  # which show every analysis
+    assert project.changed() - reports == {"measure"}
+    with open(project / "params.yaml", "a") as params:
+        params.write(settings)
+    project.run("dvc", "repro", "--quiet")
+    after = {path.name: path.read_bytes() for path in (project / "results/tables").iterdir()}
+    assert after.keys() - before.keys() == {f"sureness{end}" for end in (".csv", ".md", ".tex", "_all.csv")}
+    assert before.items() <= after.items()
+    assert b"Wrong among them (%)" in after["sureness.md"]
+    record = json.loads((project / "results/records/measured/resnet10-slim/byot/0.json").read_text())
+    rows = record["measures"]["sureness"]["rows"]["last"]
+    logits = load_file(project / "results/predictions/resnet10-slim/byot/0.safetensors")["last"]
+    sure = logits.double().softmax(dim=2).amax(dim=2) > 0.8
+    assert [row["sure"] for row in rows] == sure.double().mean(dim=1).tolist()
+    page = (project / "results/index.html").read_text()
+    assert "<h2>Sure answers</h2>" in page
+    assert "How many of the sure answers are wrong" in page
+    assert "Wrong among them" in project.run("selfdistill", "analyses", "sureness").stdout
+    assert (project / "results/figures/sureness.svg").is_file()
 
 
 def test_the_guide_to_a_training_loop_of_ones_own(capsys):

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
 from selfdistill.evaluation.finite import finite
-from selfdistill.stages.evaluate import open_test
+from selfdistill.evaluation.splits import open_test
 
 
 def test_accuracy_and_nll_are_scikit_learns():
@@ -83,7 +83,9 @@ def test_an_empty_test_split_is_refused_with_its_folder(tmp_path):
         open_test(tmp_path, "cpu")
 
 
-EVALUATED = ("predictions/resnet10-slim/byot/{}.safetensors", "records/resnet10-slim/byot/{}.json")
+EVALUATED = tuple(
+    f"predictions/resnet10-slim/byot/{{}}{end}" for end in (".safetensors", ".validation.safetensors", ".json")
+)
 
 
 def test_no_seed_is_evaluated_twice_from_equal_inputs(project):
@@ -138,8 +140,8 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_leaves_the_evaluation_th
     environment = {**project.environment, "SELFDISTILL_FRESH": "1"}
     for broken in ("disk", "folder"):
         if broken == "folder":
-            (project / "results/records").rename(project / "records")
-            (project / "results/records").symlink_to("/sys")  # read-only for everyone, root included
+            (project / "results/predictions").rename(project / "predictions")
+            (project / "results/predictions").symlink_to("/sys")  # read-only for everyone, root included
         done = subprocess.run(
             command,
             cwd=project.folder,
@@ -151,8 +153,8 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_leaves_the_evaluation_th
             preexec_fn=full_disk if broken == "disk" else None,
         )
         if broken == "folder":
-            (project / "results/records").unlink()
-            (project / "records").rename(project / "results/records")
+            (project / "results/predictions").unlink()
+            (project / "predictions").rename(project / "results/predictions")
         (line,) = done.stderr.splitlines()
         assert done.returncode == 1
         assert line.startswith("selfdistill evaluate: ")
@@ -166,7 +168,7 @@ def test_a_seed_added_to_a_block_is_the_only_one_evaluated(project):
     said = project.run("dvc", "repro", "evaluate@resnet10-slim-plain")
     evaluated = re.findall(r"evaluation-resnet10-slim-plain-(\d): finished before", said.stdout + said.stderr)
     assert evaluated == ["0", "1"]
-    assert len(list((project / "results/records/resnet10-slim/plain").iterdir())) == 3
+    assert len(list((project / "results/predictions/resnet10-slim/plain").glob("?.json"))) == 3
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("file", [RECORDS / CELL, HOSTS / CELL, IMPORTED / MODEL / "plain/1.json", Path(PREPARED)])
+@pytest.mark.parametrize(
+    "file", [RECORDS / "measured" / CELL, HOSTS / CELL, IMPORTED / MODEL / "plain/1.json", Path(PREPARED)]
+)
 def test_a_damaged_file_is_named_with_what_to_do(study, capsys, file):  # noqa: F811
     put(study, entry(study, "plain", 0))
     assert main(["records", "import", str(pack("runs.jsonl.gz", entry(study, "plain", 1)))]) == 0
@@ -71,7 +73,7 @@ def test_a_damaged_file_is_named_with_what_to_do(study, capsys, file):  # noqa: 
 
 def test_a_record_in_the_place_of_another_cell_is_refused(study, capsys):  # noqa: F811
     put(study, entry(study, "plain", 0))
-    (RECORDS / CELL).rename(RECORDS / MODEL / "plain/1.json")
+    (RECORDS / "measured" / CELL).rename(RECORDS / "measured" / MODEL / "plain/1.json")
     code, (line,) = said(capsys, "tables")
     assert code == 1
     assert "plain/1.json: the record of" in line

@@ -16,16 +16,16 @@ from conftest import copy_of_sources
 from made_market import COPIES, DISTRACTORS, GALLERY, JUNK, QUERIES, SIZE, TEST, TRAIN, market, write_archive
 from safetensors.numpy import load_file
 
+from selfdistill.analyses import retrieval
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared import Dataset, read_split
-from selfdistill.evaluation.classification import ClassTest
-from selfdistill.evaluation.retrieval import PersonTest, extract_features
+from selfdistill.evaluation.inputs import Persons, Predictions
+from selfdistill.evaluation.splits import ClassImages, PersonImages, extract_features, open_test
 from selfdistill.models import build
-from selfdistill.reporting.measure import measure_of
-from selfdistill.stages.evaluate import open_test
+from selfdistill.summary.grouping import headline_of
 
 ROOT = Path(__file__).parents[1]
 ENTRY = read_catalogue(ROOT / "data" / "params.yaml").datasets["market1501"].model_dump()
@@ -131,8 +131,8 @@ def test_an_archive_that_is_not_as_published_is_refused(name, part, prepared, tm
 
 def test_what_a_test_measures_is_told_by_what_is_prepared(prepared, tiny_study):
     _, folder = prepared(market())
-    assert isinstance(open_test(folder / "test", "cpu"), PersonTest)
-    assert isinstance(open_test(tiny_study / "data/prepared/digits/test", "cpu"), ClassTest)
+    assert isinstance(open_test(folder / "test", "cpu"), PersonImages)
+    assert isinstance(open_test(tiny_study / "data/prepared/digits/test", "cpu"), ClassImages)
 
 
 def literal_rank1(features: list[list[float]], identities: list[int], cameras: list[int], queries: int) -> float:
@@ -150,28 +150,35 @@ def literal_rank1(features: list[list[float]], identities: list[int], cameras: l
     return right / queries
 
 
+def rows_of(test: PersonImages, features: torch.Tensor) -> list[dict]:
+    """What the analysis finds of them: exits, shallow to deep, and of several the ensemble."""
+    truth = Persons(test.identities, test.cameras, test.queries, test.re_ranking)
+    run = {"cost": {"inference_macs": [1] * len(features)}, "sections": 4}
+    return retrieval.analyse(Predictions(run, features, truth, (features, test.identities), {}))
+
+
 def test_exits_and_their_ensemble_rank_by_cosines_of_features(prepared):
     _, folder = prepared(market())
     test = open_test(folder / "test", "cpu")
     network = build("resnet10-slim", channels=3, classes=len(TRAIN), size=SIZE, exits=True, seed=0)
     outputs = test.outputs(network, Dataset.read(folder / "training"))
     assert outputs.shape == (4, QUERIES + GALLERY, 64)
-    found = test.of_exits(outputs)
+    *found, ensemble = rows_of(test, outputs)
     raw = extract_features(network, Dataset.read(folder / "training"), test.images)
     truth = test.identities.tolist(), test.cameras.tolist(), QUERIES
-    for metrics, features in zip(found["exits"], raw, strict=True):
+    for metrics, features in zip(found, raw, strict=True):
         assert metrics["rank1"] == literal_rank1(features.tolist(), *truth)
     side_by_side = F.normalize(raw, dim=2).transpose(0, 1).flatten(1)
-    assert found["ensemble"]["rank1"] == literal_rank1(side_by_side.tolist(), *truth)
-    assert [any(k.startswith("re_ranked") for k in m) for m in found["exits"]] == [False, False, False, True]
-    assert found["exits"][-1]["re_ranked_rank1"] != found["exits"][-1]["rank1"]
+    assert ensemble["rank1"] == literal_rank1(side_by_side.tolist(), *truth)
+    assert [any(k.startswith("re_ranked") for k in m) for m in found] == [False, False, False, True]
+    assert found[-1]["re_ranked_rank1"] != found[-1]["rank1"]
 
 
 def test_without_re_ranking_in_the_catalogue_nothing_is_re_ranked(prepared):
     _, folder = prepared(market(), re_ranking=None)
     test = open_test(folder / "test", "cpu")
     features = torch.rand(1, QUERIES + GALLERY, 8, generator=torch.Generator().manual_seed(0)).half()
-    assert not any(key.startswith("re_ranked") for key in test.of_exits(features)["exits"][0])
+    assert not any(key.startswith("re_ranked") for key in rows_of(test, features)[0])
 
 
 def test_features_of_an_identity_classifier_find_persons_it_has_not_seen(prepared):
@@ -180,10 +187,10 @@ def test_features_of_an_identity_classifier_find_persons_it_has_not_seen(prepare
     _, folder = prepared(market())
     dataset, test = Dataset.read(folder / "training"), open_test(folder / "test", "cpu")
     network = build("resnet10-slim", channels=3, classes=len(TRAIN), size=SIZE, exits=False, seed=0)
-    before = test.of_exits(test.outputs(network, dataset))["exits"][0]
+    before = rows_of(test, test.outputs(network, dataset))[0]
     images, labels = read_split(folder / "training", "train")
     train(network, dataset.normalise(images), labels)
-    after = test.of_exits(test.outputs(network, dataset))["exits"][0]
+    after = rows_of(test, test.outputs(network, dataset))[0]
     assert (after["queries"], after["skipped"]) == (QUERIES, 0)
     assert after["rank1"] > 0.5
     assert after["mean_average_precision"] > before["mean_average_precision"] + 0.15
@@ -227,9 +234,9 @@ def test_a_study_runs_from_the_archive_to_the_page_and_finds_more_than_chance(fo
     results = found_again / STUDY / "results"
     for method in ("plain", "srdl"):
         for seed in (0, 1):
-            record = json.loads((results / f"records/resnet10-slim/{method}/{seed}.json").read_text())
+            record = json.loads((results / f"records/measured/resnet10-slim/{method}/{seed}.json").read_text())
             for selection in ("last", "validation"):
-                (deepest,) = record["test"][selection]["exits"]
+                (deepest,) = record["measures"]["retrieval"]["rows"][selection]
                 assert not {"accuracy", "nll", "ece"} & set(deepest)
                 assert deepest["rank1"] > 2 * 4 / (GALLERY - COPIES), "twice chance"
             predictions = load_file(results / f"predictions/resnet10-slim/{method}/{seed}.safetensors")
@@ -238,7 +245,7 @@ def test_a_study_runs_from_the_archive_to_the_page_and_finds_more_than_chance(fo
     means = json.loads((results / "metrics.json").read_text())
     assert set(means) == {"plain", "srdl", "training_gflops"}
     assert set(means["srdl"]) >= {"rank1", "mean_average_precision", "mean_inverse_negative_penalty"}
-    table = (results / "tables/accuracy.md").read_text()
+    table = (results / "tables/retrieval.md").read_text()
     columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
     assert columns[2:7] == ["Test rank-1 (%)", "mAP (%)", "mINP (%)", "Rank-1, re-ranked (%)", "mAP, re-ranked (%)"]
     assert f"{means['srdl']['rank1']:.2f} ±" in table
@@ -249,7 +256,7 @@ def test_a_study_runs_from_the_archive_to_the_page_and_finds_more_than_chance(fo
         assert {p.stem for p in (results / "figures").glob(f"*.{kind}")} == {
             "contrasts",
             "differences",
-            "accuracy",
+            "retrieval",
             "curves",
             "exits",
             "cost",
@@ -280,9 +287,9 @@ def test_runs_of_persons_are_packed_and_imported(found_again, tmp_path):
     entries = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).replace(b'"rank1":', b'"accuracy":')
     (study / "other.jsonl.gz").write_bytes(gzip.compress(entries))
     refused = study.run("selfdistill", "records", "import", "other.jsonl.gz", ok=False)
-    assert "record.test.last.exits[0].rank1: missing; it has no default" in refused.stderr
+    assert "record.measures.retrieval.rows.last[0]" in refused.stderr
 
 
 def test_a_record_without_a_known_metric_is_refused():
-    with pytest.raises(ValueError, match="among loss, margin; allowed: accuracy or rank1"):
-        measure_of(["loss", "margin"])
+    with pytest.raises(ValueError, match="no number that could stand for a run; allowed: one of accuracy, retrieval"):
+        headline_of({"measures": {"cost": {}}})

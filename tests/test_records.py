@@ -17,21 +17,24 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from selfdistill import methods
+from selfdistill import analyses, methods
 from selfdistill.cli import main
-from selfdistill.config import read_study
-from selfdistill.evaluation.classification import ClassTest, calibration_error
-from selfdistill.evaluation.retrieval import PersonTest
+from selfdistill.config import Probe, read_study
+from selfdistill.evaluation.classification import calibration_error
+from selfdistill.evaluation.inputs import Classes, Persons, Predictions
 from selfdistill.models.trained import WeightsError
 from selfdistill.pruning import prune
 from selfdistill.reporting import per_image
-from selfdistill.reporting.figures import draw_figures, looks_of
+from selfdistill.reporting.figures import draw_figures
+from selfdistill.reporting.older import upgraded
 from selfdistill.reporting.page import hardware_table, write_page
 from selfdistill.reporting.records import NoRecordsError, read_records
-from selfdistill.reporting.statistics import mean_interval
 from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records
-from selfdistill.stages.evaluate_seeds import evaluate_variant, robustness_of_variant
+from selfdistill.stages.evaluate_seeds import evaluate_variant
+from selfdistill.summary.figure import looks_of
+from selfdistill.summary.grouping import headline_of, rows_of
+from selfdistill.summary.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 MODEL = "resnet10-slim"
@@ -56,8 +59,14 @@ def study(tmp_path, monkeypatch):
     return read_study()
 
 
-def entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = "NVIDIA H200", **recipe) -> dict:
+def entry(*arguments, **recipe) -> dict:
     """A run as a machine would pack it; equal arguments give equal runs."""
+    older = older_entry(*arguments, **recipe)
+    return {**older, "record": upgraded(older["record"])}
+
+
+def older_entry(study, method: str, seed: int, accuracy: float = 0.9, hardware: str = "NVIDIA H200", **recipe) -> dict:
+    """The same as it was packed before there were analyses."""
     weights = hashlib.sha256(f"{method} {seed} {accuracy} {hardware}".encode()).hexdigest()
     exits = 4 if method == "byot" else 1
     made = methods.load(method)(**study.variant(method).hyper)
@@ -241,12 +250,13 @@ def changed(content: dict, key: str, value) -> dict:
     for part in parents:
         block = block[int(part) if isinstance(block, list) else part]
     if value is ...:
-        del block[last]
+        del block[int(last) if isinstance(block, list) else last]
     else:
         block[last] = value
     return content
 
 
+ROWS = "record.measures.accuracy.rows"
 FAULTS = {
     "record.model": ("resnet18", 'record.model: "resnet18" is not allowed; allowed: resnet10-slim'),
     "record.variant": ("srdl", 'record.variant: "srdl" is not allowed; allowed: plain, byot, drkd'),
@@ -264,17 +274,20 @@ FAULTS = {
     "record.recipe.colour": (1, "record.recipe.colour: 1 is not allowed; allowed: not in this study"),
     "record.hyper.alpha": (0.5, "record.hyper.alpha: 0.5 is not allowed; allowed: the study's 0.1"),
     "record.weights_sha256": ("F" * 64, "is not allowed; allowed: text of the form ^[0-9a-f]{64}$"),
-    "record.test.last.exits.0.accuracy": (1.5, "record.test.last.exits[0].accuracy: 1.5 is not allowed; allowed: less"),
-    "record.test.last.exits.1.nll": (float("nan"), "record.test.last.exits[1].nll: NaN is not allowed"),
-    "record.test.last.exits.1.ece": (float("inf"), "record.test.last.exits[1].ece: Infinity is not allowed"),
-    "record.test.last.exits.2.new": ("high", 'record.test.last.exits[2].new: "high" is not allowed'),
-    "record.test.validation.ensemble": (..., "record.test.validation.ensemble: missing; a network of 4 exits has one"),
-    "record.test.validation.exits": ([], "record.test.validation.exits: [] is not allowed; allowed: at least 1 entry"),
-    "record.members": (
-        {"peer": "0" * 64},
-        'record.test.last.members: [] is not allowed; allowed: ["peer", "together"]',
+    f"{ROWS}.last.0.accuracy": (1.5, "record.measures.accuracy.rows.last[0].accuracy: 1.5 is not allowed"),
+    f"{ROWS}.last.1.nll": (float("nan"), "record.measures.accuracy.rows.last[1].nll: NaN is not allowed"),
+    f"{ROWS}.last.1.ece": (float("inf"), "record.measures.accuracy.rows.last[1].ece: Infinity is not allowed"),
+    f"{ROWS}.last.2.nll": ("high", 'record.measures.accuracy.rows.last[2].nll: "high" is not allowed'),
+    f"{ROWS}.last.2.exit": (..., "record.measures.accuracy.rows.last[2].exit: missing"),
+    f"{ROWS}.validation.4": (..., "rows.validation: exits 1/4, 2/4, 3/4, 4/4 are not allowed; allowed: 1/4, 2/4, 3/4"),
+    f"{ROWS}.validation": (..., "record.measures.accuracy.rows.validation: missing"),
+    "record.measures.accuracy": (..., "record.measures: 0 of accuracy, retrieval; allowed: one of them"),
+    "record.measures.members": (
+        {"key": "0" * 64, "rows": {"last": [{"member": "peer", "accuracy": 0.5}]}},
+        "record.measures.members.rows.last: members peer are not allowed; allowed: the network, all together",
     ),
-    "record.cost.inference_macs": ([1], "record.test.last.exits: 4 entries are not allowed; allowed: 1, one for each"),
+    "record.probes": ({"other": {"analysis": "robustness"}}, "record.probes.other.rows: missing"),
+    "record.cost.inference_macs": ([1], "rows.last: exits 1/4, 2/4, 3/4, 4/4, ensemble are not allowed; allowed: 4/4"),
     "record.history.epoch": ([1, 2, 4], "record.history.epoch: [1, 2, 4] is not allowed; allowed: 1 to 3"),
     "record.history.loss": ([1.0], "record.history.loss: 1 entries are not allowed; allowed: 3, one an epoch"),
     "record.history.feature": ([1.0, float("-inf"), 1.0], "record.history.feature[1]: -Infinity is not allowed"),
@@ -299,6 +312,45 @@ def test_a_faulty_entry_is_refused_in_a_line_and_nothing_of_its_file_is_imported
     if key not in ("record", "record.model", "record.variant", "record.seed"):
         assert all(f"line 2, {MODEL}/byot/1: " in outcome.text for outcome in outcomes)
     assert not IMPORTED.exists()
+
+
+def test_a_pack_of_before_there_were_analyses_is_read_as_one_of_today(study):
+    older = [older_entry(study, method, seed) for method in ("plain", "byot") for seed in study.seeds]
+    result = {"accuracy": 0.8, "nll": 0.6, "ece": 0.02}
+    members = {"peer": {**result, "accuracy": 0.7}, "together": result}
+    older[0]["record"]["test"]["last"]["members"] = members
+    older[0]["record"]["members"] = {"peer": "0" * 64}
+    tested = {"set": "snow", "severity": 1, "exits": [result]}, {"set": "saturate", "severity": 1, "exits": [result]}
+    older[0]["record"]["robustness"] = {"other": {"selection": "last", "pixels_sha256": {}, "tests": list(tested)}}
+    assert states(import_records(study, [pack("older.jsonl.gz", *older)])) == ["imported"] * 4
+    first, second, *_ = read_records(study)
+    assert "test" not in first
+    assert rows_of(first, "members", "last") == [
+        {"member": "peer", "accuracy": 0.7},
+        {"member": "the network", "accuracy": 0.9},
+        {"member": "all together", "accuracy": 0.8},
+    ]
+    every = {"probe": "other", "set": "all", "severity": None, "exit": "4/4", **result}
+    assert rows_of(first, "robustness", "last")[-1] == every
+    assert second["measures"] == entry(study, "plain", 1)["record"]["measures"]
+    render(study)
+    for name in ("accuracy", "cost", "exits", "members", "robustness"):
+        assert Path(f"results/tables/{name}.csv").is_file()
+    worse = changed(older[0], "record.test.last.exits.0.accuracy", 1.5)
+    said = [outcome.text for outcome in import_records(study, [pack("worse.jsonl.gz", worse)])]
+    assert any("record.test.last.exits[0].accuracy: 1.5 is not allowed; allowed: less" in text for text in said), said
+    for key, value in (("exits", [result] * 3), ("exits", []), ("members", {**members, "average": result})):
+        other = changed(older[0], f"record.test.last.{key}", value)
+        outcomes = import_records(study, [pack("worse.jsonl.gz", other)])
+        assert set(states(outcomes)) == {"refused"}, key
+
+
+def test_an_analysis_that_is_not_known_here_is_kept(study):
+    newer = entry(study, "plain", 0)
+    newer["record"]["measures"]["tomorrow"] = {"any": "thing"}
+    assert states(import_records(study, [pack("newer.jsonl.gz", newer)])) == ["imported"]
+    assert read_records(study)[0]["measures"]["tomorrow"] == {"any": "thing"}
+    assert "tomorrow" not in render(study)
 
 
 def test_a_method_that_trains_for_longer_than_the_recipe_says_is_held_to_its_own_epochs(study):
@@ -399,15 +451,16 @@ def test_a_key_newer_than_a_run_has_its_default(study):
 
 
 def test_other_images_tested_by_another_protocol_are_not_shown(study):
-    study = study.model_copy(update={"robustness": ["cifar10-1"]})
+    declared = {"analysis": "robustness", "data": "cifar10-1"}
+    study = study.model_copy(update={"probes": {"other": Probe(**declared)}})
     put(study, entry(study, "plain", 0))
     weights = entry(study, "plain", 0)["record"]["weights_sha256"]
-    path = study.results / "records/robustness/cifar10-1" / MODEL / "plain/0.json"
+    path = study.probe_file("other", MODEL, "plain", 0)
     path.parent.mkdir(parents=True)
-    tested = {"weights_sha256": weights, "selection": "last", "pixels_sha256": {}, "tests": []}
-    for protocol, shown in ((2, True), (1, False)):
-        path.write_text(json.dumps({**tested, "protocol": protocol}))
-        assert ("robustness" in read_records(study)[0]) == shown
+    probed = {"weights_sha256": weights, "selection": "last", "pixels_sha256": {}, "rows": [], **declared}
+    for change, shown in (({"protocol": 2}, True), ({"protocol": 1}, False), ({"data": "cifar10-c"}, False)):
+        path.write_text(json.dumps({"protocol": 2, **probed, **change}))
+        assert ("probes" in read_records(study)[0]) == shown
 
 
 def test_two_variants_of_a_method_have_their_own_rows_colours_metrics_and_words(study):
@@ -450,6 +503,9 @@ def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):
     def left(kind: str) -> list[str]:
         return sorted(p.name for p in (study.results / kind / MODEL / "plain").glob("*"))
 
+    def records() -> list[str]:
+        return sorted(p.name for p in study.record_file(MODEL, "plain", 0).parent.glob("*"))
+
     for seed in (0, 1, 2):
         put(study, {**changed(entry(study, "plain", 0), "record.seed", seed)})
     for block in ("0-1/0", "0-1/1", "0", "2", "3-4/3"):
@@ -460,7 +516,7 @@ def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):
     blocks = study.model_copy(update={"blocks": ["0-1"]})
     assert {p.name for p in prune(blocks, study.results)} == {"0", "2", "3-4", "2.json"}
     assert left("runs") == ["0-1"]
-    assert left("records") == ["0.json", "1.json"]
+    assert records() == ["0.json", "1.json"]
     assert left("hosts") == ["0.json", "1.json", "2.json"]  # a seed that comes back from DVC's cache has its own again
     assert plan.is_file()
 
@@ -493,13 +549,20 @@ def test_without_any_record_the_tables_say_so(study):
 
 # ---- what a run says of each image ----
 
+TRUTH = ("labels", "identities", "cameras", "queries")
 
-def scored(content: dict, test, outputs: torch.Tensor) -> tuple[dict, bytes]:
+
+def scored(content: dict, truth: Classes | Persons, outputs: torch.Tensor) -> tuple[dict, bytes]:
     """A run that these outputs are of, exits x N x K or D, for the last epoch, and the reverse exits for validation's;
     and its predictions, as `evaluate` writes them."""
     both = {"last": outputs, "validation": outputs.flip(0).contiguous()}
-    predictions = save({**both, **test.truth()})
-    content = changed(content, "record.test", {name: test.of_exits(values) for name, values in both.items()})
+    told = {name: torch.as_tensor(value) for name, value in vars(truth).items() if name in TRUTH}
+    predictions, run, headline = save({**both, **told}), content["record"], "accuracy"
+    if isinstance(truth, Persons):
+        headline = "retrieval"
+    inputs = {name: Predictions(run, values, truth, (values, values), {}) for name, values in both.items()}
+    rows = {name: analyses.function(headline)(given) for name, given in inputs.items()}
+    content = changed(content, "record.measures", {headline: {"key": "0" * 64, "rows": rows}})
     sha256 = hashlib.sha256(predictions).hexdigest()
     return changed(content, "record.evaluation", {"files": {"predictions.safetensors": sha256}}), predictions
 
@@ -510,8 +573,7 @@ def put_tested(study, method: str, seed: int, images: int = 90) -> dict:
     labels = torch.randint(10, (images,), generator=chance)
     logits = 3 * torch.randn(4 if method == "byot" else 1, images, 10, generator=chance)
     logits[:, range(images), labels] += 3
-    test = ClassTest(torch.zeros(images, 1, 8, 8, dtype=torch.uint8), labels)
-    content, predictions = scored(entry(study, method, seed), test, logits)
+    content, predictions = scored(entry(study, method, seed), Classes(labels), logits)
     put(study, content)
     path = per_image.file_of(study, (MODEL, method, seed))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -532,12 +594,17 @@ def moved(study, pack: Path) -> None:
     assert set(states(import_records(study, [pack]))) == {"imported"}
 
 
+def exits_of(record: dict, selection: str) -> list[dict]:
+    """What a record says of each exit."""
+    return [row for row in rows_of(record, headline_of(record), selection) if row["exit"] != "ensemble"]
+
+
 def intervals_and_calibration(study) -> dict[tuple, tuple]:
     """Of each run, selection and exit: accuracy and NLL with their intervals over test images, and ECE."""
     found = {}
     for record in read_records(study):
         for selection, columns in per_image.read(study, record).items():
-            exits = record["test"][selection]["exits"]
+            exits = exits_of(record, selection)
             assert len(exits) == len(columns["correct"])
             for number, metrics in enumerate(exits):
                 correct, nll, confidence = (
@@ -576,17 +643,17 @@ def test_they_are_the_same_of_networks_that_were_trained(tiny_study, tmp_path, m
     Path("params.yaml").write_text(yaml.safe_dump(content | {"root": str(tiny_study.folder)}))
     assert main(["records", "import", str(tmp_path / "runs.jsonl.gz")]) == 0
     assert intervals_and_calibration(read_study()) == there
-    assert len(there) == 2 * 2 * (1 + 4 + len(read_records(read_study())[-1]["test"]["last"]["exits"]))
+    assert len(there) == 2 * 2 * (1 + 4 + len(exits_of(read_records(read_study())[-1], "last")))
 
 
 def test_of_persons_ranks_and_average_precision_are_carried(study, tmp_path):
     chance = torch.Generator().manual_seed(0)
     identities = torch.tensor([1, 2, 3, 9, 1, 1, 2, 2, 3, 3, 0, 0])  # nobody in the gallery is 9
     cameras = torch.tensor([1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3])
-    test = PersonTest(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), identities, cameras, 4, None)
+    truth = Persons(identities, cameras, 4)
     features = torch.randn(4, 12, 16, generator=chance).half()
     persons = changed(entry(study, "byot", 0), "record.dataset.pixels_sha256", {"pool": "0" * 64, "gallery": "1" * 64})
-    content, predictions = scored(persons, test, features)
+    content, predictions = scored(persons, truth, features)
     put(study, content)
     path = per_image.file_of(study, (MODEL, "byot", 0))
     path.parent.mkdir(parents=True)
@@ -596,7 +663,7 @@ def test_of_persons_ranks_and_average_precision_are_carried(study, tmp_path):
     for selection, columns in there.items():
         ranks, precision = columns["first_rank"], columns["average_precision"].astype(np.float64)
         assert (ranks[:, 3] == 0).all()
-        for number, metrics in enumerate(record["test"][selection]["exits"]):
+        for number, metrics in enumerate(exits_of(record, selection)):
             assert (ranks[number, :3] == 1).mean() == pytest.approx(metrics["rank1"])
             assert precision[number, :3].mean() == pytest.approx(metrics["mean_average_precision"], abs=1e-3)
     export_records(study, tmp_path / "runs.jsonl.gz")
@@ -728,8 +795,6 @@ def test_what_needs_the_weights_of_an_imported_run_says_so_in_a_line(study, caps
     assert capsys.readouterr().err == f"selfdistill predict: {said}\n"
     assert main(["evaluate", "--model", MODEL, "--variant", "plain"]) == 1
     assert capsys.readouterr().err == f"selfdistill evaluate: {said}\n"
-    with pytest.raises(WeightsError, match=f"^{re.escape(said)}$"):
-        robustness_of_variant(study, model=MODEL, variant="plain", name="other")
     with pytest.raises(WeightsError, match="No such file"):  # neither imported nor trained
         evaluate_variant(study, model=MODEL, variant="byot")
 

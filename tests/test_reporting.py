@@ -1,9 +1,11 @@
 """Intervals, verdicts, tables and figures."""
 
+import copy
 import json
 import math
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,10 +18,14 @@ from scipy import stats
 from selfdistill import methods
 from selfdistill.errors import UserError
 from selfdistill.reporting import tables
-from selfdistill.reporting.figures import STYLE, draw_cost_rows, draw_curves, draw_figures, looks_of, panels
+from selfdistill.reporting.figures import draw_curves, draw_figures, draw_own, panels, style_of
 from selfdistill.reporting.files import write_together
+from selfdistill.reporting.older import upgraded
 from selfdistill.reporting.page import card_address, sort_value
-from selfdistill.reporting.statistics import mean_interval
+from selfdistill.summary.figure import STYLE, looks_of
+from selfdistill.summary.grouping import headline_row
+from selfdistill.summary.statistics import mean_interval
+from selfdistill.summary.text import as_csv, bold_latex, bold_markdown, latex, readable
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,15 +45,20 @@ def bare(_: dict) -> None:
     """Nothing is known of single images: differences are of whole runs."""
 
 
+def tables_of(records: list[dict], selection: str = "last") -> dict[str, pd.DataFrame]:
+    return tables.analysis_tables(records, selection, "plain", bare)
+
+
 def accuracy_of(records: list[dict], selection: str = "last") -> pd.DataFrame:
-    return tables.accuracy_table(records, selection, "plain", bare)
+    return tables_of(records, selection)["accuracy"]
 
 
-def record(method: str, seed: int, accuracy: float, exits: int = 1) -> dict:
+def record(method: str, seed: int, accuracy: float, exits: int = 1, **members: dict) -> dict:
     result = {"accuracy": accuracy, "nll": 0.3, "ece": 0.05}
     test = {"exits": [result] * exits} | ({"ensemble": result} if exits > 1 else {})
+    test |= {"members": members} if members else {}
     best = {"exits": [{**result, "accuracy": accuracy - 0.01}] * exits} | ({"ensemble": result} if exits > 1 else {})
-    return {
+    told = {
         "model": "net_a",
         "variant": method,
         "method": method,
@@ -66,6 +77,7 @@ def record(method: str, seed: int, accuracy: float, exits: int = 1) -> dict:
             "ensemble_macs": 5_000_000,
         },
     }
+    return upgraded(told)
 
 
 RECORDS = [record("plain", s, a) for s, a in enumerate((0.90, 0.91, 0.92))] + [
@@ -90,30 +102,29 @@ def test_a_missing_seed_is_left_out_of_the_pairs_and_counted():
 
 
 def test_exits_and_cost():
-    exits = tables.exit_table(RECORDS, "last")
+    exits = tables_of(RECORDS)["exits"]
     assert exits[exits.variant == "plain"].exit.tolist() == ["4/4"]
     assert exits[exits.variant == "byot"].exit.tolist() == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
     assert exits[exits.variant == "byot"].million_macs.tolist() == [1, 2, 3, 4, 5]
-    cost = tables.cost_table(RECORDS, accuracy_of(RECORDS), "plain")
+    cost = tables_of(RECORDS)["cost"]
     assert cost.relative_cost.tolist() == [1, 4]
-    given = [{**r, "cost": {**r["cost"], "training_flops": 0}} if r["variant"] == "plain" else r for r in RECORDS]
-    cost = tables.cost_table(given, accuracy_of(given), "plain")
+    given = copy.deepcopy(RECORDS)
+    for run in given[:3]:
+        run["measures"]["cost"]["rows"]["last"][0] |= {"training_gflops": 0, "total_gflops": 0}
+    cost = tables_of(given)["cost"]
     assert cost.relative_cost.isna().all()  # a control of given weights cost nothing
 
 
 def test_networks_beside_a_runs_last_one_have_a_table_of_their_own():
-    records = []
-    for seed in range(3):
-        found = record("plain", seed, 0.90 + 0.01 * seed)
-        found["members"] = {"phase_1": "0" * 64, "average": "1" * 64}
-        tested = {"phase_1": {"accuracy": 0.8}, "average": {"accuracy": 0.95}, "together": {"accuracy": 0.93}}
-        records.append({**found, "test": {**found["test"], "last": {**found["test"]["last"], "members": tested}}})
-    assert len(tables.member_table(RECORDS)) == 0
-    table = tables.member_table(RECORDS[3:] + records)
+    tested = {"phase_1": {"accuracy": 0.8}, "average": {"accuracy": 0.95}, "together": {"accuracy": 0.93}}
+    records = [record("plain", seed, 0.90 + 0.01 * seed, **tested) for seed in range(3)]
+    assert "members" not in tables_of(RECORDS)
+    table = tables_of(RECORDS[3:] + records)["members"]
     assert table.member.tolist() == ["after phase 1", "average of weights", "the network", "all together"]
     assert table.accuracy.tolist() == pytest.approx([80, 95, 91, 93])
-    readable = tables.readable_members(table, tables.bold_markdown, " ± ")
-    assert readable["Test accuracy (%)"].tolist()[1] == "**95.00 ± 0.00**"
+    shown = readable("members", table, bold_markdown, " ± ")["Test accuracy (%)"].tolist()
+    assert shown[1] == "**95.00 ± 0.00**"
+    assert not any(text.startswith("**") for text in (shown[0], *shown[2:]))
 
 
 def test_cards_are_linked_from_where_the_page_lies():
@@ -135,21 +146,16 @@ def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
         for name in ["plain", *(n for n in names if n != "plain")]
         for seed in range(2)
     ]
-    frames = {
-        "accuracy": accuracy_of(records),
-        "exits": tables.exit_table(records, "last"),
-        "runs": tables.run_table(records, "last"),
-        "curves": tables.curve_table(records),
-    }
-    frames["cost"] = tables.cost_table(records, frames["accuracy"], "plain")
+    found = tables_of(records)
+    frames = {**found, "runs": tables.run_table(records, "last"), "curves": tables.curve_table(records)}
     for name, table in frames.items():
-        write_together({tmp_path / "tables" / f"{name}.csv": tables.as_csv(name, table).encode()})
+        write_together({tmp_path / "tables" / f"{name}.csv": as_csv(name, table).encode()})
     draw_figures(tmp_path)
-    looks = looks_of(frames["accuracy"])
+    looks, style = looks_of(frames["accuracy"]), style_of(frames)
     assert len({(look.colour, look.marker) for look in looks.values()}) == len(names)
     with plt.style.context(STYLE):
-        curves = panels(frames, draw_curves, looks, (6, 4), grouped=True)
-        cost = panels(frames, draw_cost_rows, looks, (6, 9), grouped=False).axes[0]
+        curves = panels(frames, draw_curves, style, (6, 4), grouped=True)
+        cost = panels(frames, partial(draw_own, "cost"), style, (6, 9), grouped=False).axes[0]
     assert [ax.get_title(loc="left") for ax in curves.axes] == [
         f"Training curves: {group}" for group in dict.fromkeys(frames["accuracy"].group)
     ]
@@ -163,7 +169,7 @@ def test_figures_of_many_methods_have_a_titled_panel_a_group(tmp_path):
 
 def test_latex_is_a_booktabs_tabular_with_the_best_in_bold_and_names_escaped():
     table = accuracy_of(RECORDS)
-    text = tables.latex(tables.readable_accuracy(table, tables.bold_latex, r" \pm "), "accuracy")
+    text = latex(readable("accuracy", table, bold_latex, r" \pm "), "accuracy")
     for part in (
         r"\toprule",
         r"\midrule",
@@ -178,9 +184,7 @@ def test_latex_is_a_booktabs_tabular_with_the_best_in_bold_and_names_escaped():
 
 
 def test_metrics_hold_one_number_a_method_and_the_cost():
-    accuracy = accuracy_of(RECORDS)
-    cost = tables.cost_table(RECORDS, accuracy, "plain")
-    assert tables.metrics(accuracy, cost) == {"plain": 91.0, "byot": 95.1, "training_gflops": 30.0}
+    assert tables.metrics(tables_of(RECORDS), RECORDS) == {"plain": 91.0, "byot": 95.1, "training_gflops": 30.0}
 
 
 def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
@@ -192,7 +196,7 @@ def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
     both = [*RECORDS, *({**r, "model": "resnet20"} for r in RECORDS)]
     drawn = {"runs": tables.run_table(both, "last"), "curves": tables.curve_table(both)}
     for name, table in drawn.items():
-        write_together({tmp_path / f"results/tables/{name}.csv": tables.as_csv(name, table).encode()})
+        write_together({tmp_path / f"results/tables/{name}.csv": as_csv(name, table).encode()})
     done = subprocess.run(["dvc", "plots", "show", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)["data"]
     assert len(found) == len(drawn)
@@ -210,9 +214,9 @@ def test_plots_of_dvc_keep_networks_and_variants_apart(tmp_path):
 
 def test_an_undefined_number_is_an_empty_cell_and_an_infinite_one_is_refused():
     table = pd.DataFrame({"variant": ["plain"], "accuracy": [90.0], "half_width": [math.nan]})
-    assert tables.as_csv("table", table) == "variant,accuracy,half_width\nplain,90.0,\n"
+    assert as_csv("table", table) == "variant,accuracy,half_width\nplain,90.0,\n"
     with pytest.raises(UserError, match=r"table: infinite numbers in accuracy are not allowed"):
-        tables.as_csv("table", table.assign(accuracy=-math.inf))
+        as_csv("table", table.assign(accuracy=-math.inf))
 
 
 def fields_in(spec: dict | list) -> list[str]:
@@ -255,11 +259,9 @@ def test_rendered_tables_are_those_of_the_records(tiny_study):
     runs = pd.read_csv(tiny_study / "results/tables/runs.csv")
     assert len(runs) == 6
     for row in runs.itertuples():
-        path = tiny_study / f"results/records/{row.model}/{row.variant}/{row.seed}.json"
+        path = tiny_study / f"results/records/measured/{row.model}/{row.variant}/{row.seed}.json"
         recorded = json.loads(path.read_text())
-        assert row.test_accuracy_last == pytest.approx(
-            100 * recorded["test"]["last"]["exits"][-1]["accuracy"], abs=1e-4
-        )
+        assert row.test_accuracy_last == pytest.approx(100 * headline_row(recorded, "last")["accuracy"], abs=1e-4)
     means = json.loads((tiny_study / "results/metrics.json").read_text())
     for variant, group in runs.groupby("variant"):
         assert means[variant] == pytest.approx(group.test_accuracy.mean(), abs=0.006)

@@ -16,19 +16,20 @@ from safetensors.numpy import load_file
 from test_data import member, python2_pickle, tar
 from test_readers import npy
 
+from selfdistill.analyses.robustness import HELD_BACK
 from selfdistill.config import read_study
 from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import load_network, predict
-from selfdistill.reporting.statistics import mean_interval
-from selfdistill.reporting.tables import HELD_BACK
 from selfdistill.schema import ConfigError
+from selfdistill.summary.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 STUDY = "studies/drkd-cifar10"
 CORRUPTIONS = ("fog", "saturate", "snow")  # the second is one of those that their authors keep apart
 TESTED = 20  # images of the test split, and of each severity
 METHODS = ("plain", "byot", "drkd")
+ONE = {"cifar10-1": {"analysis": "robustness", "data": "cifar10-1"}}
 
 
 def images(count: int, noise: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +99,7 @@ def run_study(folder: Path) -> None:
             "seeds": [0, 1],
             "training_images": 80,
             "validation_images": 20,
-            "robustness": ["cifar10-c", "cifar10-1"],
+            "probes": {name: {"analysis": "robustness", "data": name} for name in ("cifar10-c", "cifar10-1")},
             "hyper.byot": {},
         },
         **{f"recipe.{key}": value for key, value in recipe.items()},
@@ -143,17 +144,17 @@ def test_every_seed_set_severity_and_exit_is_measured(method, tested):
     for seed in (0, 1):
         for name, severity in sets:
             folder, _, part = name.partition("/")
-            path = tested / STUDY / f"results/records/robustness/{folder}/resnet10-slim/{method}/{seed}.json"
-            rows = [r for r in json.loads(path.read_text())["tests"] if (r["set"], r["severity"]) == (part, severity)]
-            assert len(rows) == 1, "each once"
+            path = tested / STUDY / f"results/records/probes/{folder}/resnet10-slim/{method}/{seed}.json"
+            found = json.loads(path.read_text())["rows"]
+            exits = [row for row in found if (row["set"], row["severity"]) == (part, severity)]
             expected = own_accuracy(tested, method, seed, name, severity)
-            assert [m["accuracy"] for m in rows[0]["exits"]] == pytest.approx(expected, abs=1e-12)
-            assert ("ensemble" in rows[0]) == (method == "byot")
+            assert [row["accuracy"] for row in exits[: len(expected)]] == pytest.approx(expected, abs=1e-12)
+            assert [row["exit"] for row in exits[len(expected) :]] == (["ensemble"] if method == "byot" else [])
 
 
 def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
-    table = pd.read_csv(tested / STUDY / "results/tables/robustness.csv").set_index(["images", "method"])
-    assert list(table.index) == [(name, method) for name in ("cifar10-c", "cifar10-1") for method in METHODS]
+    table = pd.read_csv(tested / STUDY / "results/tables/robustness.csv").set_index(["probe", "method"])
+    assert list(table.index) == [(name, method) for method in METHODS for name in ("cifar10-c", "cifar10-1")]
     assert HELD_BACK & set(CORRUPTIONS) == {"saturate"}
     for method in METHODS:
         seeds = [
@@ -172,8 +173,8 @@ def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
         assert table.loc["cifar10-1", method].accuracy == pytest.approx(np.mean(alone), abs=1e-4)
     assert (table.n == 2).all()
     assert (table.loc[("cifar10-c", "plain"), "control"], table.loc[("cifar10-c", "byot"), "n"]) == (True, 2)
-    every = pd.read_csv(tested / STUDY / "results/tables/robustness_sets.csv")
-    assert set(every.set) == {*CORRUPTIONS, "test"}, "what is kept apart is reported here"
+    every = pd.read_csv(tested / STUDY / "results/tables/robustness_all.csv")
+    assert set(every.set) == {*CORRUPTIONS, "test", "all"}, "what is kept apart is reported here"
     assert list(every[every.method == "plain"].exit.unique()) == ["4/4"]
     assert list(every[every.method == "byot"].exit.unique()) == ["1/4", "2/4", "3/4", "4/4", "ensemble"]
 
@@ -196,33 +197,29 @@ def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(teste
         return {name.rpartition(":")[2] for name in json.loads(found)}
 
     assert stale() == set()
-    before = (project / STUDY / "dvc.lock").read_bytes()
-    stage = f"{STUDY}/dvc.yaml:robustness_students@resnet10-slim-drkd-cifar10-1"
-    project.fresh("dvc", "repro", "--quiet", "--force", "--single-item", stage)
-    assert (project / STUDY / "dvc.lock").read_bytes() == before
-    project.params(f"{STUDY}/params.yaml", robustness=["cifar10-1"])
-    assert stale() == {"check", "tables", "page"}, "which read the list of data sets"
+    project.params(f"{STUDY}/params.yaml", probes=ONE)
+    assert stale() == {"check", "tables", "page"}, "which read the list of probes"
     study = type(tested)(project / STUDY)
     removed = study.run("selfdistill", "prune").stdout
     assert len(removed.splitlines()) == len(METHODS) * 2
-    assert not (study / "results/records/robustness/cifar10-c").exists()
-    assert (study / "results/records/robustness/cifar10-1/resnet10-slim/byot/1.json").is_file()
+    assert not (study / "results/records/probes/cifar10-c").exists()
+    assert (study / "results/records/probes/cifar10-1/resnet10-slim/byot/1.json").is_file()
     study.run("selfdistill", "tables")
-    assert set(pd.read_csv(study / "results/tables/robustness.csv").images) == {"cifar10-1"}
-    refused = study.run(
-        *("selfdistill", "robustness", "--model", "resnet10-slim", "--variant", "byot", "--data", "cifar10-c"), ok=False
-    )
-    assert "--data cifar10-c is not in params.yaml; allowed: one of robustness (cifar10-1)" in refused.stderr
+    assert set(pd.read_csv(study / "results/tables/robustness.csv").probe) == {"cifar10-1"}
+    refused = study.run("selfdistill", "probe", "cifar10-c", ok=False)
+    assert "cifar10-c is not in params.yaml; allowed: one of probes (cifar10-1)" in refused.stderr
 
 
 def test_no_seed_is_tested_twice_from_equal_inputs(tested, tmp_path):
     project = type(tested)(tmp_path / "repo")
     shutil.copytree(tested.folder, project.folder, symlinks=True)
     study = type(tested)(project / STUDY)
-    command = ("selfdistill", "robustness", "--model", "resnet10-slim", "--variant", "byot", "--data", "cifar10-1")
-    records = study / "results/records/robustness/cifar10-1/resnet10-slim/byot"
-    before = {path.name: path.read_bytes() for path in records.iterdir()}
-    assert study.run(*command).stdout.count("finished before, from equal inputs; not evaluated again") == 2
+    command = ("selfdistill", "probe", "cifar10-1")
+    records = study / "results/records/probes/cifar10-1/resnet10-slim/byot"
+    before = {path.name: path.read_bytes() for path in records.iterdir()}  # of one method
+    assert study.run(*command).stdout.count("finished before, from equal inputs; not evaluated again") == 2 * len(
+        METHODS
+    )
     assert "finished before" not in study.fresh(*command).stdout
     assert {path.name: path.read_bytes() for path in records.iterdir()} == before
     study.params(selection="validation")
@@ -242,25 +239,36 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
 
     lines = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).splitlines()
     entry = json.loads(lines[0])
-    entry["record"]["robustness"]["cifar10-1"]["pixels_sha256"]["test"] = "0" * 64
-    entry["record"]["robustness"]["cifar10-c"]["tests"][0]["exits"] *= 2
+    entry["record"]["probes"]["cifar10-1"]["pixels_sha256"]["test"] = "0" * 64
+    entry["record"]["probes"]["cifar10-c"]["rows"] *= 2
     (study / "other.jsonl.gz").write_bytes(gzip.compress(json.dumps(entry).encode()))
     refused = study.run("selfdistill", "records", "import", "other.jsonl.gz", ok=False).stderr
-    assert "record.robustness.cifar10-1.pixels_sha256" in refused
-    assert "record.robustness.cifar10-c.tests[0].exits: 2 entries are not allowed; allowed: 1" in refused
+    assert "record.probes.cifar10-1.pixels_sha256" in refused
+    assert "record.probes.cifar10-c.rows: fog, severity 1: exits 4/4, 4/4 are not allowed; allowed: 4/4" in refused
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("probes", "words"),
     [
-        (["cifar100-c"], "robustness[0]: 'cifar100-c' does not test networks of cifar10; did you mean 'cifar10-c'?"),
-        (["cifar10-1", "digits"], "robustness[1]: 'digits' does not test networks of cifar10; known: cifar10-1"),
-        (["cifar10-c", "cifar10-c"], 'robustness: "cifar10-c" stands there twice'),
-        ("cifar10-c", 'robustness: "cifar10-c" is not allowed'),
+        (
+            {"c": {"analysis": "robustness", "data": "cifar100-c"}},
+            "probes.c.data: 'cifar100-c' does not test networks of",
+        ),
+        (
+            {"c": {"analysis": "robustness", "data": "digits"}},
+            "'digits' does not test networks of cifar10; known: cifar10,",
+        ),
+        (
+            {"c": {"analysis": "robust", "data": "cifar10-c"}},
+            "probes.c.analysis: 'robust' is no probe; did you mean 'robus",
+        ),
+        ({"c": {"analysis": "accuracy", "data": "cifar10-c"}}, "'accuracy' is no probe; known: robustness"),
+        ({"c": {**ONE["cifar10-1"], "settings": {"sets": 3}}}, "probes.c.settings.sets: unknown key; known: none"),
+        (["cifar10-c"], 'probes: ["cifar10-c"] is not allowed'),
     ],
 )
-def test_a_list_that_cannot_be_is_refused(names, words, tmp_path):
-    content = yaml.safe_load((ROOT / STUDY / "params.yaml").read_text()) | {"robustness": names, "root": str(ROOT)}
+def test_a_probe_that_cannot_be_is_refused(probes, words, tmp_path):
+    content = yaml.safe_load((ROOT / STUDY / "params.yaml").read_text()) | {"probes": probes, "root": str(ROOT)}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError) as error:
         read_study(tmp_path / "params.yaml")

@@ -106,10 +106,8 @@ def test_dvc_resolves_its_stages(name, resolved):
         "evaluate_students": count * len(study.students),
         "evaluate_taught": count * len(study.taught),
         "evaluate_teachers": len(study.teacher_models),
-        "robustness": count * len(study.methods) * len(study.robustness),
-        "robustness_students": count * len(study.students) * len(study.robustness),
-        "robustness_taught": count * len(study.taught) * len(study.robustness),
-        **dict.fromkeys(("check", "tables", "figures", "page"), 1),
+        "probe": len(study.probes),
+        **dict.fromkeys(("check", "measure", "tables", "figures", "page"), 1),
     }
     assert kinds == Counter(wanted)
     trainings = sum(kinds[k] for k in ("train", "distill", "train_teachers", "distill_from"))

@@ -206,5 +206,7 @@ def test_a_study_of_timm_is_checked_without_loading_timm_and_runs_in_dvc(project
     project.run("workflow/run", "prune")
     project.run("dvc", "repro", "--quiet")
     assert project.changed() == set()
-    assert (project / f"results/records/{TINY}/plain/0.json").is_file()
+    assert (project / f"results/records/measured/{TINY}/plain/0.json").is_file()
+    name = f"train@{TINY}-plain-0"
+    assert "didn't change" in project.run("dvc", "repro", "--single-item", name).stdout
     assert "Nothing to be done" in (done := project.run("snakemake", "-n")).stdout + done.stderr

@@ -32,10 +32,12 @@ def links(folder: Path, study: "Study", data: bool = True) -> Iterator[str]:
     root = folder / study.root
     top = root.resolve()
     trained = dict.fromkeys((model, variant) for model, variant, _ in study.cells())
-    outputs = [study.results / kind / model / variant for kind in CACHED for model, variant in trained]
+    outputs = [study.results / "predictions" / model / variant for model, variant in trained]
+    outputs += [study.results / "records" / "measured"]
+    outputs += [study.results / "records" / "probes" / probe for probe in study.probes]
     outputs += [study.results / "runs" / model / variant / str(b) for model, variant in trained for b in study.blocks]
     places = [folder / part for path in outputs for part in (path, *path.parents[:-1])]
-    for name in (study.dataset, *study.robustness) if data else ():
+    for name in study.data_sets if data else ():
         places += [root / "data" / kind / part for kind in ("raw", "prepared") for part in ("", name)]
     for place in dict.fromkeys(places):
         if place.is_symlink() and not place.resolve().is_relative_to(top):
@@ -45,14 +47,11 @@ def links(folder: Path, study: "Study", data: bool = True) -> Iterator[str]:
             )
 
 
-CACHED = ("predictions", "records")
-
-
 def unmerged(folder: Path, study: "Study") -> Iterator[str]:
     """Files with the marks of a conflict, which a merge leaves and some readers would take for damage."""
     root = folder / study.root
     results = folder / study.results
-    files = [folder / "dvc.lock", *(root / "data/sets" / n / "dvc.lock" for n in (study.dataset, *study.robustness))]
+    files = [folder / "dvc.lock", *(root / "data/sets" / n / "dvc.lock" for n in study.data_sets)]
     files += [*sorted((results / "hosts").rglob("*.json")), *sorted((results / "records/imported").rglob("*.json"))]
     for file in files:
         if file.is_file() and (line := merge_mark(file.read_bytes())):

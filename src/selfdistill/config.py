@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from selfdistill import methods, models
+from selfdistill import analyses, methods, models
 from selfdistill.bounds import refused
 from selfdistill.data.catalogue import DataEntry, read_catalogue, split_faults
 from selfdistill.errors import UserError
@@ -148,6 +148,14 @@ class Tuning(Strict):
     epochs: int | None = Field(ge=1, le=100_000)
 
 
+class Probe(Strict):
+    """An analysis of networks themselves, of all that the study trains.  data: the data set whose images it takes."""
+
+    analysis: Name
+    data: Name
+    settings: dict[str, Any] = {}
+
+
 class GivenWeights(Strict):
     """Trained weights from elsewhere, a safetensors file: what the network starts from, or what teaches."""
 
@@ -174,8 +182,8 @@ class Study(Strict):
     methods, students and taught list variants by name: a method's, or one of `variants`, so that a method
     may be listed more than once.  students learn from the `teacher` variant's network of their own model and seed,
     taught from that of `teacher_models`, a network that the study trains with this one variant only.
-    robustness: data sets of test images alone, new or corrupted ones, on which every network of `models` is
-    tested, too.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
+    probes: analyses of the networks themselves, by a name of the study's own; analyses: settings of those of stored
+    predictions, by analysis.  seeds: numbers, each a stage of its own, and blocks such as 0-9, trained by one stage.
     split: `per_seed` draws training and validation images for each seed by itself; `fixed` keeps one draw.
     own: params.yaml for nothing, or a folder with network files and weights of the study's own.
     contrasts: the comparisons that get a verdict; margin: of accuracy, in points, within which two are equivalent.
@@ -194,7 +202,8 @@ class Study(Strict):
     teacher_models: list[NetworkName] = Field(max_length=1)
     taught: list[Name]
     variants: dict[Name, Variant] = {}
-    robustness: list[Name]
+    probes: dict[Name, Probe]
+    analyses: dict[Name, dict[str, Any]] = {}
     teacher: Name
     control: Name
     blocks: list[Block] = Field(alias="seeds", min_length=1)
@@ -293,8 +302,20 @@ class Study(Strict):
         """What a whole search found."""
         return self.results / "tuning" / model / variant / f"{seed}.json"
 
+    @property
+    def data_sets(self) -> list[str]:
+        """Every data set that it takes images of, its own first."""
+        return list(dict.fromkeys([self.dataset, *(probe.data for probe in self.probes.values())]))
+
+    def prediction_file(self, model: str, variant: str, seed: int) -> Path:
+        """What an evaluation says of a run, beside its predictions."""
+        return self.results / "predictions" / model / variant / f"{seed}.json"
+
     def record_file(self, model: str, variant: str, seed: int) -> Path:
-        return self.results / "records" / model / variant / f"{seed}.json"
+        return self.results / "records" / "measured" / model / variant / f"{seed}.json"
+
+    def probe_file(self, probe: str, model: str, variant: str, seed: int) -> Path:
+        return self.results / "records" / "probes" / probe / model / variant / f"{seed}.json"
 
     def imported_file(self, model: str, variant: str, seed: int) -> Path:
         return self.results / "records" / "imported" / model / variant / f"{seed}.json"
@@ -343,7 +364,7 @@ def length_faults(content: dict) -> Iterator[str]:
     """Lists that are too long to be looked through for further faults."""
     for key, most in {
         "seeds": SEEDS,
-        **dict.fromkeys(("models", *LISTS, "teacher_models", "robustness"), NAMES),
+        **dict.fromkeys(("models", *LISTS, "teacher_models"), NAMES),
     }.items():
         entries = content.get(key)
         if isinstance(entries, list) and len(entries) > most:
@@ -355,7 +376,7 @@ LISTS = "methods", "students", "taught"  # of variants: which of them learn from
 
 def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     """Faults that no single value shows, found on the raw file so that they are told with the others."""
-    for key in ("models", *LISTS, "teacher_models", "robustness", "seeds"):
+    for key in ("models", *LISTS, "teacher_models", "seeds"):
         entries = content.get(key)
         if isinstance(entries, list):
             seen: set[str] = set()
@@ -371,6 +392,7 @@ def cross_faults(content: dict, folder: Path) -> Iterator[str]:
     yield from list_faults(content)
     yield from contrast_faults(content)
     yield from tuning_faults(content)
+    yield from analysis_faults(content)
     yield from hyper_faults(content)
     yield from all_recipe_faults(content)
     yield from data_faults(content, folder)
@@ -555,6 +577,29 @@ def tuning_faults(content: dict) -> Iterator[str]:
         yield f"tuning.epochs: {epochs} is not allowed; allowed: more than recipe.warmup_epochs ({warmup})"
 
 
+def analysis_faults(content: dict) -> Iterator[str]:
+    """Analyses that there are not, of the other kind, or with settings that they do not have."""
+    given, probes = content.get("analyses"), content.get("probes")
+    asked: list[tuple[str, Any, Any, bool]] = []
+    for name, values in given.items() if isinstance(given, dict) else ():
+        asked.append((f"analyses.{name}", name, values, False))
+    for name, probe in probes.items() if isinstance(probes, dict) else ():
+        if isinstance(probe, dict) and isinstance(probe.get("analysis"), str):
+            asked.append((f"probes.{name}.settings", probe["analysis"], probe.get("settings"), True))
+    for place, name, values, probed in asked:
+        known = [other for other in analyses.names() if analyses.is_probe(other) == probed]
+        if name not in known:
+            where, kind = place.replace(".settings", ".analysis"), "probe" if probed else "analysis of predictions"
+            yield f"{where}: {str(name)!r} is no {kind}; {nearest(str(name), known)}"
+            continue
+        specs = analyses.about(name)["settings"]
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if key not in specs:
+                yield f"{place}.{key}: unknown key; {nearest(str(key), list(specs))}"
+            elif expected := refused(value, specs[key]):
+                yield f"{place}.{key}: {shown(value)} is not allowed; allowed: {expected}"
+
+
 def hyper_faults(content: dict) -> Iterator[str]:
     hyper, variants = content.get("hyper"), content.get("variants")
     if not isinstance(hyper, dict):
@@ -703,10 +748,12 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
         known = [name for name, other in catalogue.datasets.items() if other.split is not None]
         yield f"dataset: {dataset!r} has no training images of classes; allowed: {', '.join(known)}"
         return
-    of_it = [name for name, other in catalogue.datasets.items() if other.tests == dataset]
-    for i, name in enumerate(names_in(content, "robustness")):
-        if name not in of_it:
-            yield f"robustness[{i}]: {name!r} does not test networks of {dataset}; {nearest(name, of_it)}"
+    probes = content.get("probes")
+    of_it = [dataset, *(name for name, other in catalogue.datasets.items() if other.tests == dataset)]
+    for name, probe in probes.items() if isinstance(probes, dict) else ():
+        data = probe.get("data") if isinstance(probe, dict) else None
+        if isinstance(data, str) and data not in of_it:
+            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, of_it)}"
     sizes = [content.get(key) for key in ("training_images", "validation_images")]
     if content.get("split") in ("per_seed", "fixed") and all(size is None or type(size) is int for size in sizes):
         yield from split_faults(entry, content["split"], *sizes)

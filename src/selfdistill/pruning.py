@@ -35,13 +35,14 @@ def prune(study: Study, results: Path) -> list[Path]:
     blocks = {f"{cell}/{block}" for cell in trained for block in study.blocks}
     blocks |= {f"{model}/{variant}/{seed}" for model, variant, seed in study.cells() if untuned(variant)}
     removed = []
-    tested = sorted((results / "records" / "robustness").glob("*"))
-    for folder in [*(results / kind for kind in ("runs", "predictions", "records")), *tested]:
+    probes = sorted((results / "records" / "probes").glob("*"))
+    for folder in [results / "runs", results / "predictions", results / "records" / "measured", *probes]:
         known = blocks if folder.name == "runs" else listed
-        known = known if folder not in tested or folder.name in study.robustness else set()
+        known = known if folder not in probes or folder.name in study.probes else set()
         for path in sorted(folder.glob("*/*/*")):
-            cell = path.relative_to(folder).with_suffix("").as_posix()
-            if cell in known or path.name == ".gitignore" or cell.startswith(("imported/", "robustness/")):
+            # 0.validation.safetensors is of seed 0
+            cell = path.relative_to(folder).with_name(path.name.partition(".")[0]).as_posix()
+            if cell in known or path.name == ".gitignore":
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -30,7 +30,7 @@ def show_data_sets(root: Path, study: "Study") -> list[str]:
     """Show a study's data sets to DVC, and make what stands in data/sets of one that is new in the catalogue; returns
     the names of those that DVC has not seen so before."""
     entries, new = read_catalogue(root / "data" / "params.yaml").datasets, []
-    for name in (study.dataset, *study.robustness):
+    for name in study.data_sets:
         place = root / SETS / name
         declared = f'name: "{name}"\nreader: {json.dumps(entries[name].reader)}\n'
         changed = put(place / "params.yaml", declared)

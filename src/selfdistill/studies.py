@@ -195,7 +195,7 @@ methods:                # `selfdistill methods` lists what there is
 students: []            # methods that learn from a trained network: the teacher's, same model and seed
 teacher_models: []      # a larger network that teaches `taught`
 taught: []
-robustness: []          # test sets of other images, such as corrupted ones
+probes: {{}}              # analyses of the networks themselves, such as on corrupted test images
 variants: {{}}            # a method a second time, under other values
 teacher: plain
 control: plain          # what every method is compared with, seed by seed

@@ -38,8 +38,8 @@ def shown(root: Path, name: str, tflops: float | None) -> str:
         if names := getattr(study, key):
             network = study.teacher_of(names[0])[1] or "the same network"
             lines.append(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
-    if study.robustness:
-        lines.append(f"robustness {', '.join(study.robustness)}, on which every network is tested too")
+    if study.probes:
+        lines.append(f"probes     {', '.join(study.probes)}, of every network")
     if tuned := [*study.tuning.methods, *study.tuning.students]:
         tuning, epochs = study.tuning, study.tuning.epochs or study.recipe.epochs
         each = f"{tuning.replicates} searches each of {tuning.trials} trials of {epochs} epochs"

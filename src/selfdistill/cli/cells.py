@@ -1,4 +1,4 @@
-"""Cells of a study: train, evaluate and test them."""
+"""Cells of a study: train and evaluate them, and carry out analyses."""
 
 import os
 import sys
@@ -48,25 +48,31 @@ def add(commands: Commands) -> None:
     sub = commands.add_parser(
         "evaluate",
         parents=[cell],
-        help="stage: predict the test split from every exit",
-        description="Predict the test split with the runs of a variant, all seeds, write the logits of every exit "
-        "(features, where persons are to be found again) to results/predictions and each run's record, with all "
-        "metrics, to results/records. A seed that was evaluated before from equal inputs is not evaluated again; "
-        "SELFDISTILL_FRESH=1 evaluates it all the same.",
+        help="stage: predict test and validation images from every exit",
+        description="Predict the test and validation images with the runs of a variant, all seeds, and write the "
+        "logits of every exit (features of test images, where persons are to be found again) to results/predictions. A "
+        "seed that was evaluated before from equal inputs is not evaluated again; SELFDISTILL_FRESH=1 evaluates it all "
+        "the same.",
     )
     sub.set_defaults(run=evaluate)
     sub = commands.add_parser(
-        "robustness",
-        parents=[cell],
-        help="stage: test on other images, new or corrupted ones",
-        description="Test the runs of a variant, all seeds, on a data set of test images alone, one of the study's "
-        "`robustness`, with the weights that the study selects, and write the metrics of every exit, set and severity "
-        "to results/records/robustness. A seed that was tested before from equal inputs is not tested again; "
-        "SELFDISTILL_FRESH=1 tests it all the same.",
-        epilog="Example: selfdistill robustness --model resnet18 --variant byot --data cifar100-c",
+        "measure",
+        help="stage: carry out the analyses of stored predictions",
+        description="Carry out every analysis of stored predictions on every run that has some, and write the runs' "
+        "records to results/records/measured. What an equal analysis found before of equal predictions is not computed "
+        "again; SELFDISTILL_FRESH=1 computes it all the same. `selfdistill analyses` lists what there is.",
     )
-    sub.add_argument("--data", required=True, metavar="NAME", help="data set, one of the study's robustness")
-    sub.set_defaults(run=robustness)
+    sub.set_defaults(run=measure)
+    sub = commands.add_parser(
+        "probe",
+        help="stage: carry out one of the study's probes on every network",
+        description="Carry out an analysis of the networks themselves, one of the study's `probes`, on every run of "
+        "this checkout with the weights that the study selects, and write its rows to results/records/probes. A run "
+        "that was probed before from equal inputs is not probed again; SELFDISTILL_FRESH=1 probes it all the same.",
+        epilog="Example: selfdistill probe cifar100-c",
+    )
+    sub.add_argument("name", metavar="NAME", help="one of the study's probes")
+    sub.set_defaults(run=probe)
 
 
 def train(options: Namespace) -> int | None:
@@ -150,15 +156,23 @@ def evaluate(options: Namespace) -> None:
     evaluate_variant(study, model=options.model, variant=options.variant)
 
 
-def robustness(options: Namespace) -> None:
-    study = read_cell(options)
-    if options.data not in study.robustness:
-        known = ", ".join(study.robustness) or "none"
-        raise UserError(f"--data {options.data} is not in {STUDY}; allowed: one of robustness ({known})")
+def measure(options: Namespace) -> None:
+    study = read_study(STUDY)
     numerics(study, devices=1)
-    from selfdistill.stages.evaluate_seeds import robustness_of_variant
+    from selfdistill.stages.measure import measure_study
 
-    robustness_of_variant(study, model=options.model, variant=options.variant, name=options.data)
+    measure_study(study)
+
+
+def probe(options: Namespace) -> None:
+    study = read_study(STUDY)
+    if options.name not in study.probes:
+        known = ", ".join(study.probes) or "none"
+        raise UserError(f"{options.name} is not in {STUDY}; allowed: one of probes ({known})")
+    numerics(study, devices=1)
+    from selfdistill.stages.measure import probe_study
+
+    probe_study(study, options.name)
 
 
 def read_cell(options: Namespace) -> "Study":

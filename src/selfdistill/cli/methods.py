@@ -1,4 +1,4 @@
-"""Methods: list them, print a card."""
+"""Methods and analyses: list them, print a card."""
 
 from argparse import Namespace
 
@@ -17,6 +17,15 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("name", nargs="?", help="a method, to print its card")
     sub.add_argument("--json", action="store_true", help="machine-readable")
+    sub = add_command(
+        commands,
+        "analyses",
+        show_analyses,
+        "what analyses exist, with their numbers and cards",
+        "List the analyses, or print one analysis' card, its numbers and its settings.",
+        "Example: selfdistill analyses accuracy",
+    )
+    sub.add_argument("name", nargs="?", help="an analysis, to print its card")
 
 
 def show_methods(options: Namespace) -> None:
@@ -61,3 +70,27 @@ def in_words(space: dict) -> str:
     elif "share" in space:
         what = f", of the first step's loss, as the share of {space['share']}"
     return f"{space['low']} to {space['high']}, {space['scale']}{what}"
+
+
+def show_analyses(options: Namespace) -> None:
+    from selfdistill import analyses
+
+    known = analyses.names()
+    if options.name is None:
+        width = max(map(len, known))
+        for name in known:
+            about = analyses.about(name)
+            print(f"{name:{width}}  {'probe' if analyses.is_probe(name) else '':5}  {about['title']}")
+        print("\nprobe: of the networks themselves, where a study lists it under `probes`.")
+        return
+    if options.name not in known:
+        raise UserError(f"no analysis {options.name!r}; there are {', '.join(known)}")
+    print(analyses.card(options.name).rstrip())
+    about = analyses.about(options.name)
+    print("\n## Numbers\n")
+    for key, number in about["numbers"].items():
+        unit, better = (f" ({number['unit']})" if number["unit"] else ""), number["better"]
+        print(f"- `{key}`: {number['title']}{unit}{f', {better} is better' if better else ''}")
+    print("\n## Settings\n" + ("" if about["settings"] else "\nNone."))
+    for key, spec in about["settings"].items():
+        print(f"- `{key}` = {spec['default']} (allowed {spec.get('choices') or spec.get('allowed') or [True, False]})")

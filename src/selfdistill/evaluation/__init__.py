@@ -1,1 +1,1 @@
-"""Evaluation: predictions of every exit, and metrics from predictions."""
+"""Evaluation: what networks predict of images, and metrics of predictions."""

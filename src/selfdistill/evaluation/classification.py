@@ -1,48 +1,12 @@
 """Metrics of predicted logits against labels, in double precision."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.data.prepared import Dataset, read_split
 from selfdistill.errors import UserError
-from selfdistill.models.sections import SectionedNetwork
-from selfdistill.models.trained import predict
-
-
-@dataclass(frozen=True)
-class ClassTest:
-    """A test split of images of classes: uint8 N x C x H x W, and labels, int64 N, on one device."""
-
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def read(cls, folder: Path, device: str) -> "ClassTest":
-        return cls(*read_split(folder, "test", device))
-
-    def truth(self) -> dict[str, Tensor]:
-        return {"labels": self.labels.cpu()}
-
-    def outputs(self, network: SectionedNetwork, dataset: Dataset) -> Tensor:
-        """Logits, exits x N x K floats, on the CPU."""
-        return predict(network, dataset, self.images).cpu()
-
-    def metrics(self, logits: Tensor) -> dict[str, float]:
-        return metrics(logits, self.labels.cpu())
-
-    def of_exits(self, logits: Tensor) -> dict:
-        """The metrics of every exit, shallow to deep, and of all of them."""
-        several = {"ensemble": self.metrics(ensemble(logits))} if len(logits) > 1 else {}
-        return {"exits": [self.metrics(z) for z in logits], **several}
-
-    def together(self, logits: Tensor) -> dict[str, float]:
-        """Of several networks, networks x N x K."""
-        return self.metrics(average_probabilities(logits))
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

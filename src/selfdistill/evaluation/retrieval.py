@@ -11,21 +11,16 @@ Person Re-identification, 2021 (arXiv 2001.04193); re-ranking: Zhong et al., CVP
 What it takes for Market-1501's 3,368 queries and 15,913 gallery images: `benchmarks/retrieval.py`.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from selfdistill.data.prepared import Dataset
 from selfdistill.errors import UserError
-from selfdistill.models.sections import SectionedNetwork
+from selfdistill.evaluation.splits import of_length_one
 
 # Pairs closer than this share of their squared lengths are one point: what a double-precision product
 # leaves of a difference that is zero.  In distances 1e-6 of the length; float32 features round at 6e-8.
@@ -36,92 +31,7 @@ class RetrievalError(UserError, ValueError):
     """Features, distances or labels that cannot be ranked; the message says which and what is allowed."""
 
 
-# ---- the test of a study ----
-
-
-@dataclass(frozen=True)
-class PersonTest:
-    """A test split of persons to be found again: the queries in front and the gallery behind them.
-
-    images: uint8 N x C x H x W, on one device; identities, cameras: int64 N, on the CPU; queries: how many
-    of the N; re_ranking: k1, k2 and weight of `re_rank`, or None for no metrics of re-ranked distances.
-
-    An image is told by its feature, brought to length 1: what the classifier of an exit sees.  Distances are
-    Euclidean, and so rank as cosines do.  Exits or networks together: their features side by side.
-    """
-
-    images: Tensor
-    identities: Tensor
-    cameras: Tensor
-    queries: int
-    re_ranking: dict | None
-
-    @classmethod
-    def read(cls, folder: Path, device: str) -> "PersonTest":
-        """What `data.prepare` left of query and gallery."""
-        query, gallery = (load_file(folder / f"{part}.safetensors") for part in ("query", "gallery"))
-        both = {key: torch.cat([query[key], gallery[key]]) for key in ("images", "identities", "cameras")}
-        protocol = json.loads((folder / "protocol.json").read_text())
-        return cls(
-            both["images"].to(device), both["identities"], both["cameras"], len(query["images"]), protocol["re_ranking"]
-        )
-
-    def truth(self) -> dict[str, Tensor]:
-        return {"identities": self.identities, "cameras": self.cameras, "queries": torch.tensor(self.queries)}
-
-    def outputs(self, network: SectionedNetwork, dataset: Dataset) -> Tensor:
-        """Features, exits x N x D, on the CPU.  float16: half the space in the cache for what has 11 bits of
-        every number; the metrics are computed from these very numbers."""
-        return of_length_one(extract_features(network, dataset, self.images)).half().cpu()
-
-    def metrics(self, features: Tensor, re_ranking: dict | None = None) -> dict[str, float]:
-        """Of N x D features; with `re_ranking`, also those of re-ranked distances, named `re_ranked_...`."""
-        features = features.to(self.images.device)
-        query, gallery = features[: self.queries], features[self.queries :]
-        found = self._scored(euclidean_distances(query, gallery))
-        if re_ranking:
-            again = self._scored(re_rank(euclidean_distances(features, features), self.queries, **re_ranking))
-            found |= {f"re_ranked_{name}": again[name] for name in again if name not in ("queries", "skipped")}
-        return found
-
-    def _scored(self, distances: Tensor) -> dict[str, float]:
-        q = self.queries
-        return retrieval_metrics(
-            distances, self.identities[:q], self.cameras[:q], self.identities[q:], self.cameras[q:]
-        )
-
-    def of_exits(self, features: Tensor) -> dict:
-        """The metrics of every exit, shallow to deep, the deepest re-ranked too, and of all of them."""
-        *shallow, deepest = features
-        several = {"ensemble": self.together(features)} if shallow else {}
-        return {"exits": [*map(self.metrics, shallow), self.metrics(deepest, self.re_ranking)], **several}
-
-    def together(self, features: Tensor) -> dict[str, float]:
-        """Of several exits or networks, their number x N x D."""
-        return self.metrics(features.transpose(0, 1).flatten(1))
-
-
-# ---- features and distances ----
-
-
-@torch.no_grad()
-def extract_features(network: SectionedNetwork, dataset: Dataset, images: Tensor, batch_size: int = 250) -> Tensor:
-    """What the classifier of every exit of a `SectionedNetwork` sees, exits x N x D floats, of uint8
-    N x C x H x W."""
-    network.eval()
-    normalise = dataset.normaliser(images.device)
-    batches = (torch.stack(network(normalise(batch)).features).float() for batch in images.split(batch_size))
-    return torch.cat(list(batches), dim=1)
-
-
-def of_length_one(features: Tensor) -> Tensor:
-    """Features, ... x D, divided by their lengths, in their own precision; a feature that is not finite keeps a NaN or
-    gets one, one of zeros stays.
-
-    Lengths are taken in double precision: in single the square of 2e19 is infinite and that of 1e-23 is zero.
-    """
-    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=torch.float64)
-    return (features / lengths.where(lengths > 0, 1)).to(features.dtype)
+# ---- distances ----
 
 
 def euclidean_distances(a: Tensor, b: Tensor, chunk: int = 512) -> Tensor:

@@ -15,8 +15,8 @@ import pandas as pd
 from selfdistill.config import Contrast, Study
 from selfdistill.errors import UserError
 from selfdistill.reporting import per_image
-from selfdistill.reporting.measure import measure_of
-from selfdistill.reporting.statistics import (
+from selfdistill.summary.grouping import at_exits
+from selfdistill.summary.statistics import (
     LEVEL,
     Effect,
     family,
@@ -65,9 +65,8 @@ def effect_of(
             rows.append(one[place].astype(float) - other[other_place])
     if len(rows) == len(seeds) and len({len(row) for row in rows}) == 1:
         return paired_effect(100 * np.stack(rows))
-    key = measure_of(runs[seeds[0]]["test"]["last"]["exits"][-1]).key
     values = [
-        [of[seed]["test"][selection]["exits"][i][key] for of, i in zip((runs, others), place, strict=True)]
+        [at_exits(of[seed], selection)[i] for of, i in zip((runs, others), place, strict=True)]
         for seed, place in zip(seeds, places, strict=True)
     ]
     return paired_effect(np.array([[100 * (a - b)] for a, b in values]))
@@ -162,15 +161,11 @@ def network_table(study: Study, contrasts: pd.DataFrame, records: list[dict]) ->
     for name, group in contrasts.dropna(subset="difference").groupby("contrast", sort=False):
         contrast, better = study.contrasts[name], []
         for model in group.model:
-            metrics = [
-                [
-                    r["test"][study.selection]["exits"][exit_at(r, contrast.section)]
-                    for r in runs[model, variant].values()
-                ]
+            values = [
+                [at_exits(r, study.selection)[exit_at(r, contrast.section)] for r in runs[model, variant].values()]
                 for variant in contrast.pair
             ]
-            key = measure_of(metrics[0][0]).key
-            better.append(probability_of_improvement(*[[m[key] for m in of_runs] for of_runs in metrics]))
+            better.append(probability_of_improvement(*values))
         mean, _ = mean_interval(group.difference.tolist())
         rows.append(
             {

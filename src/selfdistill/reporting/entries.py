@@ -1,11 +1,14 @@
 """What a run's record says, and an entry of a packed file: a record, its host, and perhaps its images."""
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from selfdistill import analyses
 from selfdistill.reporting import per_image
-from selfdistill.schema import Sha256
+from selfdistill.schema import Name, Sha256, validate
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -20,50 +23,39 @@ class Open(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class ExitMetrics(Open):
-    accuracy: Share
-    nll: Amount
-    ece: Share
-    __pydantic_extra__: dict[str, Number]
+def row_schema(name: str) -> type[BaseModel]:
+    """Of a row of an analysis, from what it says of its keys and numbers."""
+    about = analyses.about(name)
+    fields: dict[str, Any] = {key: (Text | int | None, ...) for key in about["keys"]}
+    for key, number in about["numbers"].items():
+        fields[key] = ((Share if number["unit"] == "%" else Number) | None, None)
+    return create_model(f"row_of_{name}", __base__=Open, **fields)
 
 
-class RetrievalMetrics(Open):
-    rank1: Share
-    rank5: Share
-    rank10: Share
-    mean_average_precision: Share
-    mean_inverse_negative_penalty: Share
-    queries: Count
-    skipped: Annotated[int, Field(ge=0)]
-    __pydantic_extra__: dict[str, Share]
+R = TypeVar("R", bound=BaseModel)
 
 
-M = TypeVar("M", ExitMetrics, RetrievalMetrics)
+class Measured(Open, Generic[R]):
+    """What an analysis found of a run: its rows, by the selection of weights that they are of."""
+
+    key: Sha256
+    rows: dict[Literal["last", "validation"], list[R]]
 
 
-class Selection(Open, Generic[M]):
-    exits: list[M] = Field(min_length=1)
-    ensemble: M | None = None
+class Probed(Open):
+    """What a probe found of a run with the weights that its study selects."""
 
-
-class LastSelection(Selection[M], Generic[M]):
-    members: dict[str, M] = {}
-
-
-class Test(Open, Generic[M]):
-    last: LastSelection[M]
-    validation: Selection[M]
-
-
-class OtherImages(Selection[ExitMetrics]):
-    set: Text
-    severity: Count | None
-
-
-class Robustness(Open):
+    analysis: Name
+    data: Name
     selection: Literal["last", "validation"]
     pixels_sha256: dict[str, Sha256]
-    tests: list[OtherImages] = Field(min_length=1)
+    rows: list[dict[str, Any]]
+
+
+class ProbedHere(Probed):
+    """The same, as `probe` wrote it of a run of this checkout."""
+
+    weights_sha256: Sha256
 
 
 class History(Open):
@@ -118,7 +110,7 @@ class Search(Open):
     teacher_flops: Amount
 
 
-class Record(Open, Generic[M]):
+class Record(Open):
     protocol: Count
     model: Text
     variant: Text
@@ -139,8 +131,8 @@ class Record(Open, Generic[M]):
     members: dict[str, Sha256] = {}
     kept: dict[str, Sha256] = {}
     cost: Cost
-    test: Test[M]
-    robustness: dict[str, Robustness] = {}
+    measures: dict[str, Any]
+    probes: dict[Name, Probed] = {}
     history: History
     tuning: Search | None = None  # of a variant of tuned values
 
@@ -170,8 +162,8 @@ class Images(Open):
     validation: dict[str, Column]
 
 
-class Entry(Open, Generic[M]):
-    record: Record[M]
+class Entry(Open):
+    record: Record
     host: Host
     images: Images | None = None  # nothing of an entry that is older than this key
 
@@ -181,12 +173,6 @@ def tests_persons(record: Any) -> bool:
     dataset = record.get("dataset") if isinstance(record, dict) else None
     parts = dataset.get("pixels_sha256") if isinstance(dataset, dict) else None
     return isinstance(parts, dict) and "gallery" in parts
-
-
-class TestedHere(Robustness):
-    """What `robustness` wrote of a run of this checkout."""
-
-    tests: list[OtherImages]
 
 
 class Old(Open):
@@ -201,11 +187,28 @@ class OldEntry(Open):
     host: Host
 
 
-def record_schema(record: Any) -> type[Record]:
-    """Of a record: what is measured of classes, or of persons."""
-    return Record[RetrievalMetrics] if tests_persons(record) else Record[ExitMetrics]
+@cache
+def record_schema() -> type[Record]:
+    """Of a record, with the rows of every analysis that is known here; of a newer one anything may stand there."""
+    known: dict[str, Any] = {
+        name: (Measured[row_schema(name)] | None, None)  # type: ignore[misc]  # a schema that is made
+        for name in analyses.names()
+        if not analyses.is_probe(name)
+    }
+    measures = create_model("Measures", __base__=Open, **known)
+    return create_model("Record", __base__=Record, measures=(measures, ...))
 
 
-def entry_schema(content: dict[str, Any]) -> type[Entry]:
+@cache
+def entry_schema() -> type[Entry]:
     """The same of an entry."""
-    return Entry[RetrievalMetrics] if tests_persons(content.get("record")) else Entry[ExitMetrics]
+    return create_model("Entry", __base__=Entry, record=(record_schema(), ...))
+
+
+def probe_faults(probes: dict[str, dict]) -> Iterator[str]:
+    """Rows of probes that are not as their analyses say; probes: of a record that has the form of one."""
+    for name, probe in probes.items():
+        if probe["analysis"] in analyses.names():
+            schema = row_schema(probe["analysis"])
+            for i, row in enumerate(probe["rows"]):
+                yield from (f"probes.{name}.rows[{i}].{fault}" for fault in validate(schema, row)[1])

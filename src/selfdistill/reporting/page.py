@@ -12,52 +12,44 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from selfdistill import methods
+from selfdistill import analyses, methods
+from selfdistill.analyses import caption
 from selfdistill.config import Study, purpose
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
-from selfdistill.reporting.measure import measure_of
-from selfdistill.reporting.records import by_variant, machine, read_records
-from selfdistill.reporting.statistics import FEWEST
+from selfdistill.reporting.records import machine, read_records
+from selfdistill.summary.figure import figure_names
+from selfdistill.summary.grouping import by_variant, headline_in
+from selfdistill.summary.statistics import FEWEST
+from selfdistill.summary.text import headline_number, readable
 
 TEMPLATE = Path(__file__).with_name("page.html")
+BESIDE = "contrasts", "networks", "tuning"  # tables that are of no analysis
 FIGURES = {
     "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
     "margin within which two variants count as equivalent.",
     "differences": "Every method against the control, paired by seed and test image: exploratory, without a verdict. "
     "Dots are seeds, bars 95 % intervals; what lies far out is cut off, with an arrow and its value.",
-    "accuracy": "Every method on the same data, network and seeds, with the same recipe but where a variant says "
-    "otherwise; one that trains for longer shows it in its cost. Dots are seeds, bars 95 % intervals of the mean, the "
-    "dashed line is the control.",
-    "exits": "What each exit of a network reaches, against what it costs to get there. Methods without exits show "
-    "their control as one point.",
     "differences_tuned": "The same after an equal search for each method, the control included: every dot is a winner "
     "of its own search, with the training and validation images of its seed.",
     "tuning": "The validation accuracy that the best of so many trials is expected to have, mean over searches: a line "
     "that still rises belongs to a method that would gain from more.",
-    "cost": "{Measure} against the whole price of training, a teacher's training included. "
-    "Of many methods the cheapest stands on top.",
     "curves": "Validation accuracy while training, by the share of each method's own training. A method in several "
     "phases may start again in the middle.",
 }
-
-
-ROBUSTNESS = "Networks as they were trained, on the images of {}. The dashed line is the control's accuracy there."
 
 
 def write_page(study: Study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
     frames = {
-        n: read_table(path)
-        for n in ("contrasts", "networks", "accuracy", "exits", "cost", "accuracy_tuned", "cost_tuned", "tuning")
-        if (path := study.results / "tables" / f"{n}.csv").is_file()
+        name: read_table(path)
+        for name in (*analyses.names(), *(f"{name}_tuned" for name in analyses.names()), *BESIDE)
+        if (path := study.results / "tables" / f"{name}.csv").is_file()
     }
-    members = tables.member_table(records).round(tables.DECIMALS)
-    robustness = tables.robustness_table(records, study.selection, study.control).round(tables.DECIMALS)
-    others = {f"robustness-{i}": ROBUSTNESS.format(i) for i in (robustness.images.unique() if len(robustness) else ())}
-    measure = measure_of(frames["accuracy"].columns)
+    main = headline_in(frames)
+    _, _, words = headline_number(frames)
     used = list(dict.fromkeys(study.variant(name).method for name in study.all_variants))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -67,34 +59,29 @@ def write_page(study: Study, params: Path) -> None:
         purpose=purpose(params) or records[0]["dataset"]["name"],
         dataset=records[0]["dataset"],
         split=records[0].get("split"),
-        headline=headline(frames.get("contrasts"), frames["accuracy"]),
+        headline=headline(frames.get("contrasts"), frames[main]),
         missing=len(study.cells()) - len(records),
         tables={
-            **{
-                name: sortable(readable(frames[name], bold, " ± ")) if name in frames else None
-                for name, readable in (
-                    ("contrasts", tables.readable_contrasts),
-                    ("networks", tables.readable_networks),
-                    ("accuracy_tuned", tables.readable_accuracy),
-                    ("cost_tuned", tables.readable_cost),
-                    ("tuning", tables.readable_winners),
-                )
-            },
-            "accuracy": sortable(tables.readable_accuracy(frames["accuracy"], bold, " ± ")),
-            "exits": sortable(tables.readable_exits(frames["exits"], bold, " ± ")),
-            "cost": sortable(tables.readable_cost(frames["cost"], bold, " ± ")),
-            "members": sortable(tables.readable_members(members, bold, " ± ")) if len(members) else None,
-            "robustness": sortable(tables.readable_robustness(robustness, bold, " ± ")) if len(robustness) else None,
+            name: sortable(to_read(frames[name], bold, " ± ")) if name in frames else None
+            for name, to_read in (
+                ("contrasts", tables.readable_contrasts),
+                ("networks", tables.readable_networks),
+                ("tuning", tables.readable_winners),
+            )
         },
-        measure=measure,
+        tuned=[
+            sortable(readable(name, frames[f"{name}_tuned"], bold, " ± "))
+            for name in (main, "cost")
+            if f"{name}_tuned" in frames
+        ],
+        sections=[section(study, name, frames[name], name == main) for name in analyses.names() if name in frames],
+        words=words,
         fewest=FEWEST,
         figures={
-            name: (embedded(study.results / "figures" / f"{name}.svg"), text.format(Measure=measure.words.capitalize()))
-            for name, text in (FIGURES | others).items()
+            name: (embedded(study.results / "figures" / f"{name}.svg"), text)
+            for name, text in FIGURES.items()
             if (study.results / "figures" / f"{name}.svg").is_file()
         },
-        robustness=list(others),
-        held_back=sorted(tables.HELD_BACK),
         methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in used],
         one_recipe=not any(variant.recipe for variant in study.variants.values()),
         variants=[differing(study, name) for name in study.variants],
@@ -105,6 +92,21 @@ def write_page(study: Study, params: Path) -> None:
         hosts=machines(records),
     )
     write_atomically(study.results / "index.html", page.encode())
+
+
+def section(study: Study, name: str, table: pd.DataFrame, is_headline: bool) -> dict[str, Any]:
+    """What the page shows of an analysis: its title, the first paragraph of its card, table and figures."""
+    pictures = [
+        (embedded(study.results / "figures" / f"{figure}.svg"), ": ".join([*map(str, kind.values()), caption(name)]))
+        for figure, kind in figure_names(name, table).items()
+    ]
+    return {
+        "title": analyses.about(name)["title"],
+        "lead": analyses.lead(name),
+        "table": sortable(readable(name, table, bold, " ± ")),
+        "figures": pictures,
+        "headline": is_headline,
+    }
 
 
 def differing(study: Study, name: str) -> dict[str, str]:

@@ -1,14 +1,13 @@
 """The records of a study's runs: what every table, figure and page is made from.
 
-results/records/<model>/<variant>/<seed>.json holds a run of this checkout, written by `evaluate`.
-results/records/robustness/<data set>/... holds what `robustness` found of the same runs on other images.
+results/records/measured/<model>/<variant>/<seed>.json holds a run of this checkout, written by `measure`.
+results/records/probes/<probe>/... holds what a probe found of the same runs' networks.
 results/records/imported/... holds runs that were brought here from elsewhere, each with what it said
 of its machine; these are in Git.  DVC sees all, as one dependency of the tables.
 """
 
 import sys
 from collections.abc import Callable, Collection, Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,17 @@ from selfdistill.config import COMPUTING, Recipe, Study
 from selfdistill.errors import UserError
 from selfdistill.outside import OutsideError, json_object
 from selfdistill.protocol import PROTOCOL
-from selfdistill.reporting.entries import Host, Old, OldEntry, TestedHere, entry_schema, record_schema
+from selfdistill.reporting.entries import (
+    Entry,
+    Host,
+    Old,
+    OldEntry,
+    ProbedHere,
+    entry_schema,
+    probe_faults,
+    record_schema,
+)
+from selfdistill.reporting.older import is_older, older_entry_schema, upgraded
 from selfdistill.schema import shown, validate
 from selfdistill.search import COMMON, spaces_of, untuned
 
@@ -69,15 +78,22 @@ def read_record(study: Study, cell: tuple[str, str, int]) -> dict | None:
 
 
 def local_record(study: Study, path: Path) -> dict:
-    """A record of this checkout, with `robustness` by data set where the same run was tested on other images."""
-    record, cell = told(path, record_schema, AGAIN), path.relative_to(study.results / "records")
+    """A record of this checkout, with `probes` by name where the same run was probed."""
+    record, cell = (
+        told(path, lambda _: record_schema(), AGAIN),
+        path.relative_to(study.results / "records" / "measured"),
+    )
     found = {}
-    for name in study.robustness:
-        other = study.results / "records" / "robustness" / name / cell
-        tested = told(other, lambda _: TestedHere, AGAIN) if other.is_file() else {}
-        if tested.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(tested)):
-            found[name] = {key: tested[key] for key in ("selection", "pixels_sha256", "tests")}
-    return {**record, "robustness": found} if found else record
+    for name, probe in study.probes.items():
+        other = study.results / "records" / "probes" / name / cell
+        probed = told(other, lambda _: ProbedHere, AGAIN) if other.is_file() else {}
+        if probed.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(probed)):
+            found[name] = {key: probed[key] for key in ("analysis", "data", "selection", "pixels_sha256", "rows")}
+            for fault in probe_faults({name: found[name]}):
+                raise OutsideError(f"{other}: not what was written there ({fault}); {AGAIN}")
+            if (probed["analysis"], probed["data"]) != (probe.analysis, probe.data):
+                del found[name]  # of another probe that had this name
+    return {**record, "probes": found} if found else record
 
 
 def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict | None:
@@ -90,8 +106,14 @@ def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict |
 
 
 def imported_entry(path: Path) -> dict:
-    """What was imported, as `transfer.import_records` left it."""
-    return told(path, entry_schema, "bring it back from Git, or import it again")
+    """What was imported, as `transfer.import_records` left it, in the form of today."""
+    entry = told(path, schema_of_entry, "bring it back from Git, or import it again")
+    return {**entry, "record": upgraded(entry["record"])} if is_older(entry["record"]) else entry
+
+
+def schema_of_entry(content: dict) -> type[Entry]:
+    """Of today's form or the older one."""
+    return older_entry_schema(content) if is_older(content.get("record")) else entry_schema()
 
 
 def told(path: Path, schema_of: Callable[[dict], type[BaseModel]], remedy: str) -> dict:
@@ -144,11 +166,15 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
         for part, value in prepared_facts(prepared)["pixels_sha256"].items():
             wanted[f"dataset.pixels_sha256.{part}"] = value
             given[f"dataset.pixels_sha256.{part}"] = record["dataset"]["pixels_sha256"].get(part)
-    for name, tested in record.get("robustness", {}).items():
-        other = study.prepared(name) / "training" / "dataset.json"
-        if name in study.robustness and other.is_file():
-            wanted[f"robustness.{name}.pixels_sha256"] = prepared_facts(other)["pixels_sha256"]
-            given[f"robustness.{name}.pixels_sha256"] = tested["pixels_sha256"]
+    for name, probed in record.get("probes", {}).items():
+        if name in study.probes:
+            probe = study.probes[name]
+            other = study.prepared(probe.data) / "training" / "dataset.json"
+            wanted |= {f"probes.{name}.{key}": getattr(probe, key) for key in ("analysis", "data")}
+            given |= {f"probes.{name}.{key}": probed[key] for key in ("analysis", "data")}
+            if other.is_file():
+                wanted[f"probes.{name}.pixels_sha256"] = prepared_facts(other)["pixels_sha256"]
+                given[f"probes.{name}.pixels_sha256"] = probed["pixels_sha256"]
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
     # a hyper-parameter without a value has that of another (a reading's), which the record names
@@ -192,9 +218,3 @@ def machine(record: dict) -> str:
     processes = record["host"].get("processes", 1)
     together = f", {processes} processes" if processes > 1 else ""
     return f"{record['host']['hardware']}{together}, {record['recipe'].get('precision', 'float32')}"
-
-
-def by_variant(records: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """(model, variant, its records), in the records' order."""
-    groups = groupby(records, key=lambda r: (r["model"], r["variant"]))
-    return [(model, variant, list(group)) for (model, variant), group in groups]

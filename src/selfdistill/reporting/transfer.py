@@ -1,8 +1,8 @@
 """Runs carried from one machine to another: packed there, checked and unpacked here.
 
-A packed file is gzipped text, one JSON object a line: {"record": results/records/M/VARIANT/SEED.json,
-"host": results/hosts/M/VARIANT/SEED.json, "images": what the run says of each test image, as `per_image.encoded`
-writes it}; `images` may be missing.  The machine that trained needs no DVC and no Git for it.
+A packed file is gzipped text, one JSON object a line: {"record": results/records/measured/M/VARIANT/SEED.json, with
+what probes found, "host": results/hosts/M/VARIANT/SEED.json, "images": what the run says of each test image, as
+`per_image.encoded` writes it}; `images` may be missing.  The machine that trained needs no DVC and no Git for it.
 """
 
 import gzip
@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfdistill import methods
+from selfdistill import analyses, methods
 from selfdistill.config import Study
 from selfdistill.data.archives import RATIO
 from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
 from selfdistill.outside import OutsideError, reason_of, regular_bytes
 from selfdistill.reporting import per_image
-from selfdistill.reporting.entries import Entry, Record, entry_schema, tests_persons
+from selfdistill.reporting.entries import Entry, Record, probe_faults, tests_persons
 from selfdistill.reporting.files import write_together
+from selfdistill.reporting.older import is_older, upgraded
 from selfdistill.reporting.records import (
     imported_entry,
     local_host,
@@ -33,8 +34,10 @@ from selfdistill.reporting.records import (
     prepared_facts,
     protocol_faults,
     read_record,
+    schema_of_entry,
 )
 from selfdistill.schema import shown, validate
+from selfdistill.summary.grouping import at_exits, headline_of
 
 PACKED, LINE = 2**28, 2**26  # bytes of a packed file, and of one of its lines unpacked, at most
 FAULTS = 20  # of a file that are told
@@ -200,26 +203,29 @@ def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     cell = named if named and all(type(part) in (str, int) for part in named) else None
     if isinstance(record, dict) and (fault := next(protocol_faults(record), None)):
         return cell, [f"record.{fault}"]  # another version has other keys, of which the schema would tell one by one
-    entry, faults = validate(entry_schema(content), content)
+    entry, faults = validate(schema_of_entry(content), content)
     if entry is None:
         return cell, faults
+    if is_older(record):
+        record = upgraded(record)
+    elif probed := list(probe_faults(record.get("probes", {}))):
+        return cell, [f"record.{fault}" for fault in probed]
     if cell not in study.cells():
         return cell, list(outside(study, entry.record))
     resolved, given = study.variant(entry.record.variant), study.weights.get(entry.record.model)
     # a method may train for longer than the recipe says to each: its class knows, which loads torch
     phases = methods.load(resolved.method)(**resolved.hyper).phases(resolved.recipe.epochs)
     taken = given is not None and given.use == "teacher"
-    contradicted = contradictions(entry, 0 if taken else sum(phase.epochs for phase in phases))
-    per_images = image_faults(study, content) if entry.images else ()
+    contradicted = contradictions(entry, record, 0 if taken else sum(phase.epochs for phase in phases))
+    per_images = image_faults(study, record, content["images"]) if entry.images else ()
     return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted, *per_images]
 
 
-def image_faults(study: Study, content: dict) -> Iterator[str]:
+def image_faults(study: Study, record: dict, images: dict) -> Iterator[str]:
     """Faults of what an entry says of each image: what cannot be read, and what is of another run or test."""
-    record = content["record"]
     persons = tests_persons(record)
     try:
-        found = per_image.decoded(content["images"], persons)
+        found = per_image.decoded(images, persons)
     except per_image.PerImageError as error:
         yield str(error)
         return
@@ -227,17 +233,17 @@ def image_faults(study: Study, content: dict) -> Iterator[str]:
     counts = prepared_facts(prepared)["counts"] if prepared.is_file() else {}
     name = "first_rank" if persons else "correct"
     for selection, columns in found.items():
-        exits, right = record["test"][selection]["exits"], columns[name]
+        exits, right = at_exits(record, selection), columns[name]
         shape = [len(exits), counts.get("query" if persons else "test", right.shape[1])]
         if list(right.shape) != shape:
             yield f"images.{selection}.{name}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
             continue
-        for number, (metrics, values) in enumerate(zip(exits, right, strict=True)):
-            key = "rank1" if persons else "accuracy"
+        key = analyses.about(headline_of(record))["headline"]
+        for number, (told, values) in enumerate(zip(exits, right, strict=True)):
             share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
-            if abs(share - metrics[key]) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
+            if abs(share - told) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
                 place = f"images.{selection}.{name}[{number}]"
-                yield f"{place}: a share of {share:g} is not allowed; allowed: the record's {key}, {metrics[key]:g}"
+                yield f"{place}: a share of {share:g} is not allowed; allowed: the record's {key}, {told:g}"
 
 
 def outside(study: Study, record: Record) -> Iterator[str]:
@@ -250,9 +256,10 @@ def outside(study: Study, record: Record) -> Iterator[str]:
             yield f"record.{key}: {shown(value)} is not allowed; allowed: {', '.join(map(str, known))}"
 
 
-def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
-    """Faults that no single value shows; epochs: of the method's whole training."""
-    record, test, history = entry.record, entry.record.test, entry.record.history
+def contradictions(entry: Entry, told: dict, epochs: int) -> Iterator[str]:
+    """Faults that no single value shows; told: the record, in the form of today; epochs: of the method's whole
+    training."""
+    record, history = entry.record, entry.record.history
     if entry.host.weights_sha256 != record.weights_sha256:
         yield (
             f"host.weights_sha256: {shown(entry.host.weights_sha256)} is not allowed; "
@@ -260,26 +267,7 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
         )
     if record.network.name != record.model:
         yield f"record.network.name: {shown(record.network.name)} is not allowed; allowed: {shown(record.model)}"
-    exits = len(record.cost.inference_macs)
-    others = {
-        f"robustness.{name}.tests[{i}]": tested
-        for name, other in record.robustness.items()
-        for i, tested in enumerate(other.tests)
-    }
-    for place, tested in ({"test.last": test.last, "test.validation": test.validation} | others).items():
-        if len(tested.exits) != exits:
-            yield (
-                f"record.{place}.exits: {len(tested.exits)} entries are not allowed; "
-                f"allowed: {exits}, one for each of record.cost.inference_macs"
-            )
-        if exits > 1 and tested.ensemble is None:
-            yield f"record.{place}.ensemble: missing; a network of {exits} exits has one"
-    members, known = set(test.last.members), {*record.members, "together"} if record.members else set()
-    if members != known:
-        yield (
-            f"record.test.last.members: {shown(sorted(members))} is not allowed; "
-            f"allowed: {shown(sorted(known))}, the record's members and all together"
-        )
+    yield from row_contradictions(told)
     rows = list(range(1, epochs + 1)) or [0]
     if history.epoch != rows:
         yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: {rows[0]} to {rows[-1]}"
@@ -288,6 +276,26 @@ def contradictions(entry: Entry, epochs: int) -> Iterator[str]:
             yield f"record.history.{column}: {len(values)} entries are not allowed; allowed: {len(rows)}, one an epoch"
     if record.validation_best_epoch > epochs:
         yield f"record.validation_best_epoch: {record.validation_best_epoch} is not allowed; allowed: 1 to {epochs}"
+
+
+def row_contradictions(record: dict) -> Iterator[str]:
+    """Whether a record lacks its headline, and in what the rows of an analysis do not fit the run, by the analysis."""
+    headlines = [name for name in analyses.headlines() if name in record["measures"]]
+    if len(headlines) != 1:
+        yield f"record.measures: {len(headlines)} of {', '.join(analyses.headlines())}; allowed: one of them"
+    placed = [
+        (f"measures.{name}.rows.{selection}", name, rows)
+        for name, found in record["measures"].items()
+        if name in analyses.names()
+        for selection, rows in found["rows"].items()
+    ]
+    placed += [(f"probes.{name}.rows", p["analysis"], p["rows"]) for name, p in record.get("probes", {}).items()]
+    for name in headlines:
+        for selection in {"last", "validation"} - set(record["measures"][name]["rows"]):
+            yield f"record.measures.{name}.rows.{selection}: missing; it has no default"
+    for place, name, rows in placed:
+        check = getattr(analyses.load(name), "contradictions", None) if name in analyses.names() else None
+        yield from (f"record.{place}: {fault}" for fault in (check(record, rows) if check else ()))
 
 
 def conflicts(study: Study, cell: tuple, content: dict, entries: dict, replace: bool) -> list[str]:

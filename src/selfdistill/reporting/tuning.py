@@ -1,13 +1,13 @@
 """Tables of an equal search: what the winners' values are, and what a search of so many trials finds on average."""
 
 import math
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from selfdistill.reporting.records import by_variant
-from selfdistill.reporting.statistics import mean_interval
+from selfdistill.summary.grouping import by_variant
+from selfdistill.summary.statistics import mean_interval
 
 
 def winners_table(records: list[dict]) -> pd.DataFrame:
@@ -63,8 +63,3 @@ def expected_best(values: list[float], k: int) -> float:
     """The mean of the largest of k values that are drawn, with replacement, from these."""
     n, rising = len(values), sorted(values)
     return sum(value * ((i / n) ** k - ((i - 1) / n) ** k) for i, value in enumerate(rising, start=1))
-
-
-def search_flops(records: list[dict]) -> float:
-    """What the searches of some runs took, a mean: all trials, and those of a tuned teacher."""
-    return fmean(r["tuning"]["flops"] + r["tuning"]["teacher_flops"] for r in records)

@@ -1,6 +1,6 @@
-"""Evaluate one run: its predictions, its record, and what it does on other images.
+"""Predict with one run: test and validation images, every exit, member and selection.
 
-What an evaluation's numbers depend on lies below this file or stands in the plan; when it is carried out
+What predictions depend on lies below this file or stands in the plan; when it is carried out
 (`stages.evaluate_seeds`) does not.
 """
 
@@ -9,85 +9,61 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from selfdistill.data.prepared import Dataset
-from selfdistill.errors import UserError
-from selfdistill.evaluation.classification import ClassTest
 from selfdistill.evaluation.finite import finite
-from selfdistill.evaluation.robustness import tests_of
+from selfdistill.evaluation.splits import ClassImages, PersonImages
 from selfdistill.files import write_atomically
 from selfdistill.models.trained import load_network
-
-if TYPE_CHECKING:  # its library, SciPy, may be missing on a machine that only trains
-    from selfdistill.evaluation.retrieval import PersonTest
 
 WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what a study selects
 
 
-def open_test(folder: Path, device: str) -> "ClassTest | PersonTest":
-    """The test split of a prepared data set, on a device: of persons to be found again where there is a
-    gallery, otherwise of classes.  Raises UserError where it has no image."""
-    if (folder / "gallery.safetensors").is_file():
-        from selfdistill.evaluation.retrieval import PersonTest
-
-        test: ClassTest | PersonTest = PersonTest.read(folder, device)
-    else:
-        test = ClassTest.read(folder, device)
-    if not len(test.images):
-        raise UserError(f"{folder}: 0 test images; allowed: at least 1; prepare the data set again")
-    return test
-
-
 def evaluate_run(
     folder: Path,
-    test: "ClassTest | PersonTest",
-    predictions: Path,
-    record_file: Path,
+    test: ClassImages | PersonImages,
+    validation: ClassImages,
+    target: Path,
     key: str | None = None,
     search: dict | None = None,
 ) -> None:
-    """Predict with both weights of one run; test: what `open_test` gives; search: what the search that its values are
-    from has found.
+    """Predict with all networks of one run, and write three files to `target`.  search: what the search that its values
+    are from has found.
 
-    predictions: `last`, `validation` and each of the run's members (earlier generations, a running average, a
-    peer), exits x N x what the test makes of an image (K logits, or the D numbers of its feature), and the truth
-    that they are held against.
-    record_file: run.json, the history, and the test metrics of the last epoch and of the epoch chosen on
-    validation; for `last`, those of each member's deepest exit and of all together, too; and the
-    evaluation's key, a hash of its inputs, with the SHA-256 of the predictions.
+    predictions.safetensors: of the test images (`evaluation.splits.open_test`) what `last`, `validation` and each of
+    the run's members (earlier generations, a running average, a peer) make of them, exits x N x K logits or exits x N x
+    D features, and the truth that they are held against.  validation.safetensors: logits of the validation images, in
+    the same form, and `labels`.
+    record.json: run.json, the history, and the evaluation's key, a hash of its inputs, with the SHA-256 of both files.
     """
     device = str(test.images.device)
-    tensors: dict[str, Tensor] = test.truth()
-    found: dict[str, Any] = {}
-    for selection, weights in WEIGHTS.items():
-        network, record = load_network(folder, device, weights)
-        dataset = Dataset(**record["dataset"])
-        if selection == "validation" and record["validation_best_sha256"] == record["weights_sha256"]:
-            tensors[selection], found[selection] = tensors["last"].clone(), dict(found["last"])  # the last was best
+    splits: dict[str, ClassImages | PersonImages] = {"test": test, "validation": validation}
+    found: dict[str, dict[str, Tensor]] = {name: images.truth() for name, images in splits.items()}
+    _, record = load_network(folder, device)
+    dataset = Dataset(**record["dataset"])
+    for name, weights in (WEIGHTS | {member: member for member in record["members"]}).items():
+        if name == "validation" and record["validation_best_sha256"] == record["weights_sha256"]:
+            for tensors in found.values():
+                tensors[name] = tensors["last"].clone()  # the last was best
             continue
-        tensors[selection] = finite(test.outputs(network, dataset), folder / f"{weights}.safetensors", "test")
-        found[selection] = test.of_exits(tensors[selection])
-    members = record["members"]
-    for name in members:
-        network, _ = load_network(folder, device, name)
-        tensors[name] = finite(test.outputs(network, dataset), folder / f"{name}.safetensors", "test")
-    if members:
-        deepest = [tensors[name][-1] for name in (*members, "last")]
-        found["last"]["members"] = {
-            **{name: test.metrics(z) for name, z in zip(members, deepest, strict=False)},
-            "together": test.together(torch.stack(deepest)),
-        }
-    content = save({name: t.contiguous() for name, t in tensors.items()})
-    write_atomically(predictions, content)
-    evaluation = {"key": key, "files": {"predictions.safetensors": hashlib.sha256(content).hexdigest()}}
-    told: dict[str, Any] = {"tuning": search} if search else {}
-    told |= {"test": found, "history": read_history(folder / "history.csv"), "evaluation": evaluation}
-    write_atomically(record_file, (json.dumps({**record, **told}, allow_nan=False) + "\n").encode())
+        network, _ = load_network(folder, device, weights)
+        for split, images in splits.items():
+            outputs = images.outputs(network, dataset)
+            found[split][name] = finite(outputs, folder / f"{weights}.safetensors", split)
+    files = {}
+    for file, split in (("predictions.safetensors", "test"), ("validation.safetensors", "validation")):
+        content = save({name: t.contiguous() for name, t in found[split].items()})
+        write_atomically(target / file, content)
+        files[file] = hashlib.sha256(content).hexdigest()
+    evaluation = {"key": key, "files": files}
+    if isinstance(test, PersonImages):
+        evaluation["re_ranking"] = test.re_ranking
+    told = {"history": read_history(folder / "history.csv"), "evaluation": evaluation}
+    told |= {"tuning": search} if search else {}
+    write_atomically(target / "record.json", (json.dumps({**record, **told}, allow_nan=False) + "\n").encode())
 
 
 def read_history(path: Path) -> dict[str, list[float | None]]:
@@ -102,33 +78,3 @@ def read_history(path: Path) -> dict[str, list[float | None]]:
         return float(text) if text and math.isfinite(float(text)) else None
 
     return {name: [number(name, row[name]) for row in rows] for name in rows[0]}
-
-
-def evaluate_robustness(
-    folder: Path, prepared: Path, device: str, selection: str, record_file: Path, key: str | None = None
-) -> None:
-    """Test one run on the images of a prepared data set that has test images alone, with the weights of a selection.
-
-    record_file: the protocol, whose weights, the SHA-256 of the pixels of each set, for each set and severity (null
-    where there are none) the metrics of every exit, and the evaluation's key.
-    Raises UserError where the classes are not those of the run's data set.
-    """
-    facts = json.loads((prepared / "training" / "dataset.json").read_text())
-    network, record = load_network(folder, device, WEIGHTS[selection])
-    dataset = Dataset(**record["dataset"])
-    if list(dataset.classes) != facts["classes"]:
-        raise UserError(f"{facts['name']}: its classes are not those of {dataset.name}, in their order")
-    file, rows = folder / f"{WEIGHTS[selection]}.safetensors", []
-    for part in facts["counts"]:
-        for severity, test in tests_of(prepared / "test" / f"{part}.safetensors", device):
-            outputs = finite(test.outputs(network, dataset), file, f"{facts['name']} {part}")
-            rows.append({"set": part, "severity": severity, **test.of_exits(outputs)})
-    content = {
-        "protocol": record["protocol"],
-        "weights_sha256": record["weights_sha256"],
-        "selection": selection,
-        "pixels_sha256": facts["pixels_sha256"],
-        "tests": rows,
-        "evaluation": {"key": key, "files": {}},
-    }
-    write_atomically(record_file, (json.dumps(content, allow_nan=False) + "\n").encode())

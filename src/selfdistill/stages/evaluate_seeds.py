@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from selfdistill.data.prepared import PreparedError
+from selfdistill.data.prepared import PreparedError, open_splits
 from selfdistill.evaluation.described import dataset_of
+from selfdistill.evaluation.inputs import FILES
+from selfdistill.evaluation.splits import ClassImages, open_test
 from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.files import sha256_of
 from selfdistill.locks import turn
 from selfdistill.models.trained import read_run
-from selfdistill.outside import json_object, untrusted
+from selfdistill.outside import untrusted
 from selfdistill.search import untuned
 from selfdistill.stages import finished
-from selfdistill.stages.evaluate import evaluate_robustness, evaluate_run, open_test
-from selfdistill.stages.plan import evaluation_plan
+from selfdistill.stages.evaluate import evaluate_run
+from selfdistill.stages.plan import SPLIT, evaluation_plan
 from selfdistill.stages.train import finished_folder, writable
 from selfdistill.training import determinism
 
@@ -34,53 +36,35 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 
 
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
-    """Predict the test split with every seed's run, and write predictions and records."""
+    """Predict test and validation images with every seed's run."""
     runs = runs_here(study, model, variant)
     writable(study.results / "predictions" / model / variant)
-    writable(study.results / "records" / model / variant)
-    folder = study.data_folder / "test"
+    folder, device = study.data_folder / "test", determinism.apply(study.recipe)
     with untrusted(PreparedError, folder, "cannot be read", "prepare the data set again"):
-        test = open_test(folder, determinism.apply(study.recipe))
-        inputs = {**evaluation_plan(study, model), "test": hashes(folder)}
+        test = open_test(folder, device)
+        data = {"test": hashes(folder), "training": hashes(study.data_folder / "training")}
+        inputs = {**evaluation_plan(study, model), **data}
     outputs = finished.locked_outputs(Path("dvc.lock"))
     base = untuned(variant)
     for seed in tqdm(study.seeds_of(variant), unit="run", disable=None, leave=False):
-        run = study.run_folder(model, variant, seed)
-        search = json.loads(study.search_file(model, base, seed).read_text()) if base else None
-        targets = {
-            "predictions.safetensors": study.results / "predictions" / model / variant / f"{seed}.safetensors",
-            "record.json": study.record_file(model, variant, seed),
-        }
+        run, record = study.run_folder(model, variant, seed), study.prediction_file(model, variant, seed)
+        targets = {name: record.with_name(record.stem + ending) for name, ending in FILES.items()}
+        targets["record.json"] = record
 
-        def write(target: Path, key: str, run: Path = run, search: dict | None = search) -> None:
-            evaluate_run(run, test, target / "predictions.safetensors", target / "record.json", key, search)
+        search = json.loads(study.search_file(model, base, seed).read_text()) if base else None
+
+        def write(target: Path, key: str, run: Path = run, seed: int = seed, search: dict | None = search) -> None:
+            evaluate_run(run, test, validation_of(study, seed, device), target, key, search)
 
         own = {**inputs, "run": runs[seed], **({"search": search} if search else {})}
-        once(finished_folder(study), f"evaluation-{model}-{variant}-{seed}", own, targets, outputs, write)
+        cell = f"evaluation-{model}-{variant}-{seed}"
+        once(finished_folder(study), cell, own, targets, outputs, write, record.parent)
 
 
-def robustness_of_variant(study: "Study", *, model: str, variant: str, name: str) -> None:
-    """Test every seed's run on the data set `name`, with the weights that the study selects, and write
-    results/records/robustness/<name>/<model>/<variant>/<seed>.json."""
-    runs = runs_here(study, model, variant)
-    prepared, device = study.prepared(name), determinism.apply(study.recipe)
-    writable(study.results / "records" / "robustness" / name / model / variant)
-    with untrusted(PreparedError, prepared, "cannot be read", "prepare the data set again"):
-        facts = json_object(prepared / "training" / "dataset.json", "prepare the data set again")
-        parts = {"name": str, "classes": list, "counts": dict, "pixels_sha256": dict}
-        if faults := [key for key, kind in parts.items() if not isinstance(facts.get(key), kind)]:
-            raise ValueError(f"dataset.json has no {faults[0]}")
-    inputs = {**evaluation_plan(study, model), "selection": study.selection, "other": hashes(prepared)}
-    outputs = finished.locked_outputs(Path("dvc.lock"))
-    for seed in tqdm(study.seeds_of(variant), unit="run", disable=None, leave=False):
-        run = study.run_folder(model, variant, seed)
-        file = study.results / "records" / "robustness" / name / model / variant / f"{seed}.json"
-
-        def write(target: Path, key: str, run: Path = run) -> None:
-            evaluate_robustness(run, prepared, device, study.selection, target / "record.json", key)
-
-        own, cell = {**inputs, "run": runs[seed]}, f"robustness-{name}-{model}-{variant}-{seed}"
-        once(finished_folder(study), cell, own, {"record.json": file}, outputs, write)
+def validation_of(study: "Study", seed: int, device: str) -> ClassImages:
+    """The validation images of a seed, as its trainings see them."""
+    wanted = {key: getattr(study, key) for key in SPLIT}
+    return ClassImages(*open_splits(study.data_folder / "training", **wanted, seed=seed, device=device).validation)
 
 
 def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
@@ -88,10 +72,14 @@ def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
     folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds_of(variant)}
     for folder in folders.values():
         refuse_imported(folder)
-    runs = {seed: read_run(folder) for seed, folder in folders.items()}
-    for seed, folder in folders.items():
-        dataset_of(runs[seed], folder / "run.json")
-    return runs
+    return {seed: run_here(folder) for seed, folder in folders.items()}
+
+
+def run_here(folder: Path) -> dict:
+    """What the run in a folder says of itself, the data set included."""
+    run = read_run(folder)
+    dataset_of(run, folder / "run.json")
+    return run
 
 
 def once(
@@ -101,18 +89,19 @@ def once(
     targets: finished.Files,
     outputs: dict[str, str],
     write: Callable[[Path, str], None],
+    place: Path,
 ) -> None:
     """Put the files of an evaluation where they belong, written now or before.
 
     folder: where finished evaluations wait; inputs: all that the files depend on; targets: where each file belongs, by
     its name; outputs: `finished.locked_outputs`; write: writes the files to a folder, and the key that it is given
-    into record.json.
+    into record.json; place: the folder that is DVC's output.
     """
     key, root = finished.key_of(inputs), folder.parents[1]
-    finished.sweep(folder, cell, finished.files_in_cache(root, outputs, targets))
+    finished.sweep(folder, cell, finished.files_in_cache(root, outputs, targets, place))
     waiting, staged = folder / f"{cell}-{key[:16]}", folder / f"{cell}-{key[:16]}.staged.partial"
     with turn(root, waiting.name):
-        cached = finished.files_in_cache(root, outputs, targets)
+        cached = finished.files_in_cache(root, outputs, targets, place)
         if finished.restore(waiting, cached, staged, partial(is_evaluation, key=key)):
             tqdm.write(f"{cell}: finished before, from equal inputs; not evaluated again")
         else:

@@ -27,13 +27,18 @@ def key_of(inputs: dict) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=list, allow_nan=False).encode()).hexdigest()
 
 
+def fresh() -> bool:
+    """Whether everything is to be computed again."""
+    return bool(os.environ.get(FRESH))
+
+
 def restore(waiting: Path, cached: Iterator[Files], target: Path, sound: Callable[[Files], bool]) -> bool:
     """Put a finished run into the folder `target`; returns whether there was one.
 
     waiting: where it would wait; cached: runs of its cell in DVC's cache, of whatever inputs; sound: whether
     these files are the run that is wanted, and undamaged.
     """
-    if os.environ.get(FRESH):
+    if fresh():
         return False
     found = [{path.name: path for path in waiting.iterdir()}] if waiting.is_dir() else []
     for files in (*found, *cached):
@@ -98,10 +103,10 @@ def in_cache(root: Path, outputs: dict[str, str], run: Path, seed: int) -> Itera
                 yield files
 
 
-def files_in_cache(root: Path, outputs: dict[str, str], targets: Files) -> Iterator[Files]:
-    """The same of single files in folders that are outputs; targets: where each of them is put, by name."""
-    folders = {path.parent: folder_in_cache(root, outputs.get(path.parent.as_posix(), "")) for path in targets.values()}
-    files = {name: folders[path.parent].get(path.name) for name, path in targets.items()}
+def files_in_cache(root: Path, outputs: dict[str, str], targets: Files, folder: Path) -> Iterator[Files]:
+    """The same of single files in a folder that is an output; targets: where each of them is put, by name."""
+    entries = folder_in_cache(root, outputs.get(folder.as_posix(), ""))
+    files = {name: entries.get(path.relative_to(folder).as_posix()) for name, path in targets.items()}
     there = {name: file for name, file in files.items() if file and file.is_file()}
     if len(there) == len(targets):
         yield there

@@ -1,15 +1,16 @@
 """What every stage of a study depends on, besides the data: written by `check`, watched by DVC.
 
-`results/plan` has one small file for each training (model and variant), each network's evaluation, and each stage that
-reports: parameters, and one hash over the code that can change the result (`selfdistill.closure`).  The stages
-depend on these files and on no folder of code, so that a docstring, a card or a new method makes nothing stale.
+`results/plan` has one small file for each training (model and variant), each network's evaluation, all analyses of
+stored predictions, each probe, and each stage that reports: parameters, and one hash over the code that can change the
+result (`selfdistill.closure`).  The stages depend on these files and on no folder of code, so that a docstring, a card
+or a new method makes nothing stale.
 """
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfdistill import methods, models
+from selfdistill import analyses, methods, models
 from selfdistill.closure import PACKAGE, code_sha256
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.protocol import PROTOCOL
@@ -21,10 +22,18 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 TRAINING = ("stages/cell.py", "training/determinism.py")
 TUNING = ("search.py", "stages/trial.py")
 EVALUATION = ("stages/evaluate.py", "training/determinism.py")
-REPORTS = {"tables": (), "figures": ("style.mplstyle",), "page": ("page.html",)}  # beside code: what they read
+SPLIT = ("split", "training_images", "validation_images")  # which validation images a seed has
+REPORTS = {
+    "tables": (),
+    "figures": ("summary/style.mplstyle",),
+    "page": ("reporting/page.html",),
+}  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
 # of them that is part of one is in the plan itself.
-NO_RESULT = ("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
+NO_RESULT = (
+    *("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py"),
+    *("methods/__init__.py", "analyses/__init__.py"),
+)
 
 
 def training_plan(study: "Study", model: str, variant: str) -> dict:
@@ -69,29 +78,59 @@ def tuning_plan(study: "Study", model: str, variant: str) -> dict:
 
 
 def evaluation_plan(study: "Study", model: str) -> dict:
-    """What predicting with a network depends on, except its weights and the images."""
+    """What predicting with a network depends on, except its weights and the images, of which it says the split."""
     recipe = study.recipe
     numerics = {key: getattr(recipe, key) for key in ("device", "threads", "determinism")}
     return {
         "protocol": PROTOCOL,
         **numerics,
+        **{key: getattr(study, key) for key in SPLIT},
         "code_sha256": code_of(*EVALUATION, *network_files(study, model)),
         "arguments": models.arguments(model, study.own_networks),
     }
 
 
+def measure_plan(study: "Study") -> dict[str, dict]:
+    """What each analysis of stored predictions depends on, except these."""
+    return {
+        name: analysis_plan(name, study.analyses.get(name)) for name in analyses.names() if not analyses.is_probe(name)
+    }
+
+
+def probe_plan(study: "Study", probe: str) -> dict:
+    """What a probe depends on, except the runs and the images of its data set."""
+    declared, recipe = study.probes[probe], study.recipe
+    return {
+        "protocol": PROTOCOL,
+        **{key: getattr(recipe, key) for key in ("device", "threads", "determinism")},
+        "selection": study.selection,
+        "seeds": study.seeds,
+        "analysis": declared.analysis,
+        "data": declared.data,
+        **analysis_plan(declared.analysis, declared.settings),
+    }
+
+
+def analysis_plan(name: str, given: dict | None) -> dict:
+    return {"settings": analyses.settings(name, given), "code_sha256": code_of(analyses.file(name))}
+
+
 def report_plan(study: "Study", stage: str) -> dict:
-    """What a stage that reports depends on, except records and figures: its code, and the prose of the methods."""
+    """What a stage that reports depends on, except records, tables and figures: its code, the analyses, and the prose
+    of methods and analyses."""
     used = dict.fromkeys(study.variant(name).method for name in study.all_variants)
     titles = {name: study.variant(name).title for name in study.all_variants}
     cards = {name: sha256_of(methods.FOLDER / f"{name}.md") for name in used}
-    files = {name: sha256_of(PACKAGE / "reporting" / name) for name in REPORTS[stage]}
+    files = {name: sha256_of(PACKAGE / name) for name in REPORTS[stage]}
     plan: dict[str, Any] = {
         "code_sha256": code_of(f"reporting/{stage}.py"),
         "files": files,
         "titles": titles,
         "cards": cards,
+        "analyses": {name: code_of(analyses.file(name)) for name in analyses.names()},
     }
+    if stage == "page":
+        plan["analysis_cards"] = {name: sha256_of(analyses.FOLDER / f"{name}.md") for name in analyses.names()}
     if stage == "tables":  # here and not among the stage's params, which DVC wants to be in every params.yaml
         contrasts = {name: contrast.model_dump() for name, contrast in study.contrasts.items()}
         plan |= {"contrasts": contrasts, "margin": study.margin}
@@ -121,13 +160,15 @@ def write_plan(study: "Study") -> None:
     plans |= {Path("tuning", model, f"{variant}.json"): tuning_plan(study, model, variant) for model, variant in tuned}
     for model in (*study.models, *study.teacher_models):
         plans[Path("evaluation", f"{model}.json")] = evaluation_plan(study, model)
+    plans[Path("measure.json")] = measure_plan(study)
+    plans |= {Path("probes", f"{name}.json"): probe_plan(study, name) for name in study.probes}
     plans |= {Path("reporting", f"{stage}.json"): report_plan(study, stage) for stage in REPORTS}
     folder = study.results / "plan"
     for path, content in plans.items():
         text = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
         if not (folder / path).is_file() or (folder / path).read_bytes() != text:
             write_atomically(folder / path, text)
-    for path in sorted(folder.glob("*/**/*.json")):
+    for path in sorted(folder.rglob("*.json")):
         if path.relative_to(folder) not in plans:
             path.unlink()
     for path in sorted((p for p in folder.glob("**") if p.is_dir()), reverse=True):

@@ -157,9 +157,9 @@ def once(
         if not world.most(0):
             work()
     else:
-        finished.sweep(finished_folder(study), cell, finished.files_in_cache(root, outputs, targets))
+        finished.sweep(finished_folder(study), cell, finished.files_in_cache(root, outputs, targets, file.parent))
         with turn(root, waiting.name):
-            cached = finished.files_in_cache(root, outputs, targets)
+            cached = finished.files_in_cache(root, outputs, targets, file.parent)
             if not world.most(int(finished.restore(waiting, cached, staged, partial(is_trial, key=key)))):
                 finished.keep(waiting, write, staged)
             content = (staged / "trial.json").read_bytes()

@@ -1,0 +1,225 @@
+"""What an analysis is given of one run: stored predictions, or the network itself and images.
+
+A run's predictions lie in results/predictions/<model>/<variant>: <seed>.json (what training said of the run, its
+history, and the SHA-256 of the other two), <seed>.safetensors (test images) and <seed>.validation.safetensors.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from selfdistill.data.prepared import Dataset
+from selfdistill.errors import UserError
+from selfdistill.evaluation import classification
+from selfdistill.evaluation.exits import exit_names
+from selfdistill.evaluation.finite import finite
+from selfdistill.evaluation.splits import ClassImages
+from selfdistill.models.sections import SectionedNetwork
+from selfdistill.models.trained import predict
+
+SELECTIONS = ("last", "validation")  # the weights that a study may select
+FILES = {"predictions.safetensors": ".safetensors", "validation.safetensors": ".validation.safetensors"}
+
+
+class PredictionsError(UserError):
+    """Stored predictions are missing or damaged; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What test images show: labels, int64 N."""
+
+    labels: Tensor
+
+    def score(self, logits: Tensor, deepest: bool = False) -> dict[str, float]:
+        """The metrics of logits N x K."""
+        return classification.metrics(logits, self.labels)
+
+    def ensemble(self, logits: Tensor) -> dict[str, float]:
+        """Of all exits, exits x N x K: the mean of their logits."""
+        return self.score(classification.ensemble(logits))
+
+    def together(self, logits: Tensor) -> dict[str, float]:
+        """Of several networks, networks x N x K: the mean of their probabilities."""
+        return self.score(classification.average_probabilities(logits))
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Whom test images show, and by which camera: int64 N each, the queries in front of the gallery.
+
+    re_ranking: k1, k2 and weight of `retrieval.re_rank`, or None; device: on which distances are computed.
+    Exits or networks together: their features side by side.
+    """
+
+    identities: Tensor
+    cameras: Tensor
+    queries: int
+    re_ranking: dict[str, Any] | None = None
+    device: str = "cpu"
+
+    def score(self, features: Tensor, deepest: bool = False) -> dict[str, float]:
+        """The metrics of features N x D; of the deepest exit also of re-ranked distances, named `re_ranked_...`."""
+        from selfdistill.evaluation.retrieval import euclidean_distances, re_rank
+
+        features = features.to(self.device)
+        found = self.ranked(euclidean_distances(features[: self.queries], features[self.queries :]))
+        if deepest and self.re_ranking:
+            again = self.ranked(re_rank(euclidean_distances(features, features), self.queries, **self.re_ranking))
+            found |= {f"re_ranked_{name}": again[name] for name in again if name not in ("queries", "skipped")}
+        return found
+
+    def ranked(self, distances: Tensor) -> dict[str, float]:
+        from selfdistill.evaluation.retrieval import retrieval_metrics
+
+        (identities, others), (cameras, other_cameras) = (
+            values.tensor_split([self.queries]) for values in (self.identities, self.cameras)
+        )
+        return retrieval_metrics(distances, identities, cameras, others, other_cameras)
+
+    def ensemble(self, features: Tensor) -> dict[str, float]:
+        return self.together(features)
+
+    def together(self, features: Tensor) -> dict[str, float]:
+        """Of several exits or networks, their number x N x D."""
+        return self.score(features.transpose(0, 1).flatten(1))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The stored predictions of one run, seen with the weights of one selection.
+
+    run: what training said of it, with its `history`; outputs: of the test images, exits x N x K logits, or, where
+    persons are found again, exits x N x D features; truth: what they show; validation: logits of the validation
+    images, exits x M x K, and their labels, int64 M; networks: outputs of every network that the run left at its last
+    epoch, by name, `last` the last of them.
+    """
+
+    run: dict[str, Any]
+    outputs: Tensor
+    truth: Classes | Persons
+    validation: tuple[Tensor, Tensor]
+    networks: dict[str, Tensor]
+
+    @property
+    def logits(self) -> Tensor:
+        return self.outputs
+
+    @property
+    def labels(self) -> Tensor:
+        """Of the test images, int64 N."""
+        assert isinstance(self.truth, Classes)
+        return self.truth.labels
+
+    @property
+    def exits(self) -> list[str]:
+        return exit_names(self.run)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the predictions of a run lie: `file` is its <seed>.json."""
+
+    file: Path
+    device: str = "cpu"
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no JSON"
+            raise PredictionsError(f"{self.file}: {reason}; `dvc checkout` or `dvc repro` brings it back") from None
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Of one of FILES, held against its hash."""
+        path = self.file.with_name(self.file.stem + FILES[name])
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise PredictionsError(f"{path}: {error.strerror}; `dvc checkout` or `dvc repro` brings it back") from None
+        if hashlib.sha256(content).hexdigest() != self.run["evaluation"]["files"][name]:
+            raise PredictionsError(f"{path}: not the predictions that its record was made with; evaluate the run again")
+        return load(content)
+
+    @cached_property
+    def test(self) -> dict[str, Tensor]:
+        return self.tensors("predictions.safetensors")
+
+    @cached_property
+    def validation(self) -> dict[str, Tensor]:
+        return self.tensors("validation.safetensors")
+
+    def truth(self) -> Classes | Persons:
+        if "labels" in self.test:
+            return Classes(self.test["labels"])
+        re_ranking = self.run["evaluation"]["re_ranking"]
+        told = self.test["identities"], self.test["cameras"], int(self.test["queries"])
+        return Persons(*told, re_ranking, self.device)
+
+    def of(self, selection: str) -> Predictions:
+        names = (*self.run["members"], "last")
+        validation = self.validation[selection], self.validation["labels"]
+        networks = {name: self.test[name] for name in names}
+        return Predictions(self.run, self.test[selection], self.truth(), validation, networks)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The network of one run, with the weights that the study selects, and the data set that a probe looks at.
+
+    run: what training said of it; dataset: that it was trained on; file: of its weights, for messages; prepared: of
+    the probe's data set.
+    """
+
+    run: dict[str, Any]
+    network: SectionedNetwork
+    dataset: Dataset
+    file: Path
+    prepared: Path
+    device: str
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What preparing said of the probe's data set."""
+        return json.loads((self.prepared / "training" / "dataset.json").read_text())
+
+    @property
+    def exits(self) -> list[str]:
+        return exit_names(self.run)
+
+    def test_sets(self) -> Iterator[tuple[str, int | None, ClassImages]]:
+        """(set, severity, images) of the probe's test images; severities count from 1, None where a set has none.
+
+        Raises UserError where their classes are not those of the run's data set.
+        """
+        if list(self.dataset.classes) != self.facts["classes"]:
+            raise UserError(f"{self.facts['name']}: its classes are not those of {self.dataset.name}, in their order")
+        for part in self.facts["counts"]:
+            path = self.prepared / "test" / f"{part}.safetensors"
+            if not path.is_file():  # a split for training
+                continue
+            tensors = load_file(path, device=self.device)
+            images, labels, severities = tensors["images"], tensors["labels"], tensors.get("severity")
+            if severities is None:
+                yield part, None, ClassImages(images, labels)
+                continue
+            for severity in severities.unique().tolist():
+                rows = severities == severity
+                yield part, severity, ClassImages(images[rows], labels[rows])
+
+    def logits(self, images: ClassImages, words: str) -> Tensor:
+        """Of every exit, exits x N x K, on the CPU; words: which images they are, for messages."""
+        with torch.no_grad():
+            return finite(predict(self.network, self.dataset, images.images).cpu(), self.file, words)
+
+    def truth(self, images: ClassImages) -> Classes:
+        return Classes(images.labels.cpu())

@@ -1,0 +1,228 @@
+"""Analyses: what their files must say, what they find, and what tables make of it."""
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from test_reporting import RECORDS, bare
+
+from selfdistill import analyses, closure
+from selfdistill.analyses import AnalysisError
+from selfdistill.config import read_study
+from selfdistill.errors import UserError
+from selfdistill.evaluation.inputs import Classes, Predictions, Probed, Stored
+from selfdistill.reporting.tables import analysis_tables
+from selfdistill.stages import measure
+from selfdistill.stages.plan import measure_plan
+from selfdistill.summary.figure import figure_names
+from selfdistill.summary.table import table_of
+from selfdistill.summary.text import bold_markdown, readable
+
+ROOT = Path(__file__).parents[1]
+ORDER = ("data", "models", "training", "evaluation", "analyses", "summary", "reporting", "cli")
+GOOD = {
+    "title": "Made",
+    "needs": ["logits"],
+    "settings": {},
+    "keys": {"exit": "Exit"},
+    "numbers": {"error": {"title": "Error", "unit": "%", "better": "lower", "judged": True}},
+}
+
+
+def test_imports_point_one_way():
+    """From the command line to the data: no part knows one that is made of it."""
+    found = [
+        f"{closure.name_of(path)} -> {closure.name_of(other)}"
+        for part in ORDER
+        for path in (closure.PACKAGE / part).rglob("*.py")
+        for other in closure.imported(path)
+        if (top := other.relative_to(closure.PACKAGE).parts[0]) in ORDER and ORDER.index(top) > ORDER.index(part)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name in analyses.names()])
+def test_every_analysis_has_a_card_and_does_what_it_declares(name):
+    about, module = analyses.about(name), analyses.load(name)
+    assert analyses.lead(name)
+    assert module.analyse.__doc__
+    assert analyses.caption(name) or not (
+        hasattr(module, "draw") or any(n["judged"] for n in about["numbers"].values())
+    )
+    tree = ast.parse(analyses.file(name).read_text())
+    writing = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("open", "print")]
+    assert not writing, "an analysis is a pure function"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"title": ...}, "title: missing"),
+        ({"colour": "red"}, "colour: unknown key; allowed: title, needs"),
+        ({"needs": ["weights"]}, "needs: 'weights' is not allowed; allowed: logits"),
+        ({"numbers": {}}, "none is not allowed"),
+        (
+            {"numbers": {"error": {**GOOD["numbers"]["error"], "better": "up"}}},
+            "numbers.error.better: 'up' is not allowed",
+        ),
+        ({"numbers": {"error": {"title": "Error"}}}, "numbers.error.unit: missing"),
+        ({"headline": "accuracy"}, "headline: 'accuracy' is none of the numbers"),
+        ({"shown": {"set": "all"}}, "shown.set: none of the keys"),
+        ({"settings": {"bins": 15}}, "settings.bins: 15 is not allowed; allowed: default, and allowed or choices"),
+    ],
+)
+def test_a_faulty_about_is_refused_with_its_key(change, words):
+    assert list(analyses.faults(GOOD)) == []
+    faulty = {key: value for key, value in {**GOOD, **change}.items() if value is not ...}
+    assert any(words in fault for fault in analyses.faults(faulty)), list(analyses.faults(faulty))
+
+
+def test_an_analysis_that_there_is_not_is_named():
+    with pytest.raises(AnalysisError, match="no analysis 'sureness'; there are accuracy"):
+        analyses.about("sureness")
+
+
+def predictions(exits: int = 2, images: int = 60, classes: int = 5) -> Predictions:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(exits, images, classes, generator=generator)
+    labels = torch.randint(classes, (images,), generator=generator)
+    run = {"sections": 4, "members": {}, "cost": {"inference_macs": [10, 20][:exits], "ensemble_macs": 30}}
+    networks = {"peer": logits.flip(0), "last": logits}
+    return Predictions(run, logits, Classes(labels), (logits, labels), networks)
+
+
+def test_accuracy_of_exits_and_members_is_scikit_learns():
+    inputs = predictions()
+    told = [accuracy_score(inputs.labels, z.argmax(1)) for z in (*inputs.logits, inputs.logits.double().mean(0))]
+    for name in ("accuracy", "exits"):
+        rows = analyses.function(name)(inputs)
+        assert [row["exit"] for row in rows] == ["3/4", "4/4", "ensemble"]
+        assert [row["accuracy"] for row in rows] == pytest.approx(told, abs=1e-12)
+    both = inputs.logits.double().softmax(2).mean(0).argmax(1)
+    members = {row["member"]: row["accuracy"] for row in analyses.function("members")(inputs)}
+    assert members == pytest.approx(
+        {"peer": told[0], "the network": told[1], "all together": accuracy_score(inputs.labels, both)}, abs=1e-12
+    )
+    assert [row["million_macs"] for row in analyses.function("exits")(inputs)] == [1e-5, 2e-5, 3e-5]
+
+
+def with_rows(values: dict[str, list[float | None]], **numbers) -> list[dict]:
+    """Records of which each run has one number of a made analysis."""
+    return [
+        {**record, "measures": {**record["measures"], "made": {"rows": {"last": [{"exit": "4/4", "error": value}]}}}}
+        for record in RECORDS
+        if (value := values[record["variant"]][record["seed"]]) is not ...
+    ]
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """The analyses and a made one, whose number is better when lower."""
+    for name in ("accuracy", "cost", "exits"):
+        for ending in ("py", "md"):
+            file = analyses.file(name).with_suffix(f".{ending}")
+            (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "made.py").write_text(f"ABOUT = {GOOD!r}\n")
+    monkeypatch.setattr(analyses, "FOLDER", tmp_path)
+    for cached in (analyses.names, analyses.about, analyses.card):
+        cached.cache_clear()
+    yield
+    for cached in (analyses.names, analyses.about, analyses.card):
+        cached.cache_clear()
+
+
+def test_the_lowest_is_bold_where_lower_is_better_and_shares_are_shown_in_percent(made):
+    records = with_rows({"plain": [0.3, 0.2, 0.1], "byot": [0.05, 0.15, 0.1]})
+    table = table_of("made", records, "last", "plain")
+    assert table.error.tolist() == pytest.approx([20, 10])
+    assert table.difference.tolist() == pytest.approx([0, -10])
+    shown = readable("made", table, bold_markdown, " ± ")
+    assert [text.startswith("**") for text in shown["Error (%)"]] == [False, True]
+    assert shown["Difference to control"].tolist()[0] == "control"
+    assert shown["Difference to control"].tolist()[1].startswith("-10.00 ± ")
+
+
+def test_a_number_that_is_not_defined_leaves_an_empty_cell(made):
+    records = with_rows({"plain": [0.3, None, 0.1], "byot": [0.05, 0.15, 0.1]})
+    table = table_of("made", records, "last", "plain").set_index("variant")
+    assert math.isnan(table.loc["plain", "error"])
+    assert table.loc["byot", "difference"] == pytest.approx(-12.5), "over the seeds that both have"
+    assert readable("made", table.reset_index(), bold_markdown, " ± ")["Error (%)"].tolist()[0] == ""
+
+
+def test_runs_without_an_analysis_are_not_counted(made):
+    records = with_rows({"plain": [0.3, 0.2, 0.1], "byot": [0.05, 0.15, 0.1]})
+    del records[0]["measures"]["made"]
+    assert table_of("made", records, "last", "plain").n.tolist() == [2, 3]
+    assert "made" not in analysis_tables(RECORDS, "last", "plain", bare)
+
+
+def test_every_judged_number_without_a_figure_of_its_own_has_one(made, monkeypatch):
+    records = with_rows({"plain": [0.3, 0.2, 0.1], "byot": [0.05, 0.15, 0.1]})
+    monkeypatch.setattr(analyses, "load", lambda name: object())
+    assert figure_names("made", table_of("made", records, "last", "plain")) == {"made-4_4": {"exit": "4/4"}}
+
+
+@pytest.fixture
+def stored(tiny_study, monkeypatch) -> tuple[Stored, dict]:
+    """Stored predictions of a trained run, and what its analyses depend on."""
+    monkeypatch.chdir(tiny_study.folder)
+    study = read_study()
+    return Stored(study.prediction_file("resnet10-slim", "byot", 0)), measure_plan(study)
+
+
+def test_what_was_found_before_is_taken_and_only_the_rest_computed(stored, tmp_path):
+    predictions, plan = stored
+    content, computed = measure.measured(predictions, plan)
+    assert computed == ["accuracy", "cost", "exits"]
+    earlier = tmp_path / "record.json"
+    earlier.write_bytes(content)
+    assert measure.measured(predictions, plan, [earlier]) == (content, [])
+    other = {**plan, "exits": {**plan["exits"], "code_sha256": "0" * 64}}
+    assert measure.measured(predictions, other, [earlier])[1] == ["exits"]
+    for damage in (b"", b"{", b'{"measures": {"accuracy": 3}}', content[:-40]):
+        earlier.write_bytes(damage)
+        assert measure.measured(predictions, plan, [earlier]) == (content, computed)
+
+
+def test_validation_images_are_predicted_as_training_saw_them(stored):
+    predictions, _ = stored
+    inputs = predictions.of("last")
+    logits, labels = inputs.validation
+    told = predictions.run["history"]["validation_accuracy"][-1]
+    assert (logits[-1].argmax(1) == labels).double().mean().item() == pytest.approx(told, abs=1e-6)
+    assert len(labels) == predictions.run["split"]["validation"]
+
+
+def test_rows_that_are_not_as_declared_are_refused_with_the_file(monkeypatch):
+    for row, words in (
+        ({"accuracy": 1.0}, "a row without key 'exit'"),
+        ({"exit": "4/4", "f1": 1.0}, "a row with 'f1'"),
+    ):
+        monkeypatch.setattr(analyses, "function", lambda name, row=row: lambda inputs: [row])
+        with pytest.raises(
+            measure.MeasureError, match=rf"analyses/accuracy.py: {words}; ABOUT declares exit, accuracy"
+        ):
+            measure.carried_out("accuracy", predictions(), {})
+
+
+def test_what_is_no_finite_number_is_none_in_a_record(monkeypatch):
+    monkeypatch.setattr(analyses, "function", lambda name: lambda inputs: [{"exit": "4/4", "nll": np.inf}])
+    (row,) = measure.carried_out("accuracy", predictions(), {})
+    assert json.dumps(row, allow_nan=False) == '{"exit": "4/4", "nll": null}'
+
+
+def test_a_probe_of_other_classes_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/dataset.json").write_text(json.dumps({"name": "other", "classes": ["a"], "counts": {}}))
+    dataset = SimpleNamespace(name="own", classes=["b"])
+    probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu")
+    with pytest.raises(UserError, match="other: its classes are not those of own, in their order"):
+        analyses.function("robustness")(probed)
