@@ -92,14 +92,14 @@ class Project:
         assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def run_all(self, *commands: list[str], **variables: str) -> None:
+    def run_all(self, *commands: list[str], **variables: str) -> subprocess.CompletedProcess:
         """Commands of `selfdistill`, with this checkout's code, one after another in a process that loads it once."""
         root = next(place for place in (self.folder, *self.folder.parents) if (place / "src/selfdistill").is_dir())
         code = (
             "import json, sys\nfrom selfdistill.cli import main\n"
             "for command in json.loads(sys.argv[1]):\n    main(command) and sys.exit(' '.join(command))"
         )
-        self.run("python", "-c", code, json.dumps(commands), PYTHONPATH=str(root / "src"), **variables)
+        return self.run("python", "-c", code, json.dumps(commands), PYTHONPATH=str(root / "src"), **variables)
 
     def params(self, path: str = "params.yaml", **changes) -> None:
         """Change values of a params.yaml, keys with dots."""

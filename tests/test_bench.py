@@ -96,7 +96,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     measured = tmp_path / "state/cpu-made/measured"  # the first run trains alone
     measured.touch()
     (tmp_path / "lost.py").write_text(LOST)
-    done, first = run_there(tmp_path, "first", 20, "python", tmp_path / "lost.py")
+    done, first = run_there(tmp_path, "first", 30, "python", tmp_path / "lost.py")
     assert done.returncode == 1, done.stdout + done.stderr  # of the fault
     assert "begins again in another one" in done.stdout
     assert json.loads((tmp_path / "state/cpu-made/failed.json").read_text()) == {"plain/0": 1}
@@ -107,7 +107,7 @@ def test_a_gpu_run_stops_in_time_is_continued_and_comes_home(tmp_path, project):
     assert all(path.stat().st_size < 2**24 for path in (tmp_path / "first").iterdir())
 
     measured.unlink()
-    done, entries = run_there(tmp_path, "second", 20)
+    done, entries = run_there(tmp_path, "second", 25)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
     cells = [(e["record"]["variant"], e["record"]["seed"]) for e in entries]

@@ -1,12 +1,17 @@
 """What makes a result stale: the code that it executes, and nothing else."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from selfdistill import closure
+from selfdistill.config import read_study
+from selfdistill.files import sha256_of
+from selfdistill.stages import plan
 
 BEFORE = '''
 """A docstring."""
@@ -107,3 +112,60 @@ def test_code_that_is_no_python_is_named(tmp_path):
     (tmp_path / "own.py").write_text("def broken(:\n")
     with pytest.raises(ValueError, match=r"own.py: line 1: no valid Python"):
         closure.code_sha256([tmp_path / "own.py"])
+
+
+LOADED = """
+import json, os, sys
+
+read = set()
+
+
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and (arguments[1] or "r").strip("bt") == "r":
+        read.add(os.path.abspath(arguments[0]))
+
+
+def modules():
+    return {file for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))}
+
+
+sys.addaudithook(note)
+from selfdistill.cli import main
+from selfdistill.cli.common import STUDY, numerics, read_study
+
+numerics(read_study(STUDY))  # what every stage begins with, and what decides whether there is a result, not which
+known, seen = modules(), {*read}
+code = main([sys.argv[1]])
+print(json.dumps([code, sorted(modules() - known), sorted(read - seen)]))
+"""
+
+
+@pytest.mark.parametrize("stage", plan.REPORTS)
+def test_what_a_report_loads_and_reads_is_in_its_plan_or_a_dependency(stage, project, monkeypatch):
+    """All that it imports is hashed, and each file is an output that the stage depends on, or hashed, too."""
+    source = project / "src/selfdistill"
+    printed = project.run("python", "-c", LOADED, stage, PYTHONPATH=str(source.parent)).stdout
+    code, loaded, read = json.loads(printed.splitlines()[-1])
+    assert code == 0
+    own = {Path(path).relative_to(source) for path in loaded if Path(path).is_relative_to(source)}
+    assert Path(f"reporting/{stage}.py") in own
+
+    hashed = set()
+    monkeypatch.setattr(closure, "executed_sha256", lambda path: hashed.add(path.relative_to(closure.PACKAGE)) or "0")
+    monkeypatch.chdir(project.folder)
+    planned = plan.report_plan(read_study(), stage)
+    assert own - {Path(name) for name in plan.NO_RESULT} <= hashed
+
+    declared = yaml.safe_load((project / "dvc.yaml").read_text())["stages"][stage]
+    folders = [
+        *declared["deps"],
+        "results/hosts",  # measured once, and no output
+        "results/predictions",  # of which the record has the hash
+    ]
+    files = {*planned["files"].values()}
+    for path in map(Path, read):
+        if path.is_relative_to(project.folder) and path.suffix not in (".py", ".pyc"):
+            name = path.relative_to(project.folder)
+            assert any(name.is_relative_to(folder) for folder in folders) or sha256_of(path) in files, name
+    cards = {name: sha256_of(source / f"methods/{name}.md") for name in ("plain", "byot", "drkd")}
+    assert planned["cards"] == cards

@@ -105,11 +105,9 @@ def test_the_guide_to_adding_a_folder_of_images(project, tmp_path):
     new, run = commands.splitlines()
     mixed(tmp_path / "photos")
     project.run("sh", "-c", new, HOME=str(tmp_path))
-    project.params(
-        "studies/photos/params.yaml", **{"methods": ["byot"], "control": "byot", "seeds": ["0-1"], "recipe.epochs": 2}
-    )
+    project.params("studies/photos/params.yaml", **{"methods": ["plain", "byot"], "seeds": ["0-1"], "recipe.epochs": 2})
     project.run("sh", "-c", f"{run} -o install")
-    assert "BYOT" in (project / "studies/photos/results/tables/accuracy.md").read_text()
+    assert "Plain" in (project / "studies/photos/results/tables/accuracy.md").read_text()
     assert (project / "studies/photos/results/index.html").is_file()
     assert len((project / "data/prepared/photos/report/quarantine.csv").read_text().splitlines()) == 1 + len(UNUSABLE)
     assert f"{len(UNUSABLE)} files could not be used, mostly" in project.run("selfdistill", "prepare", "photos").stdout

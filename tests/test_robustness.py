@@ -233,8 +233,8 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
     before = (study / "results/tables/robustness.csv").read_bytes()
     study.run("selfdistill", "records", "export", "runs.jsonl.gz")
     shutil.rmtree(study / "results/records")
-    assert study.run("selfdistill", "records", "import", "runs.jsonl.gz").stdout.count("imported: ") == 6
-    study.run("selfdistill", "tables")
+    said = study.run_all(["records", "import", "runs.jsonl.gz"], ["tables"]).stdout
+    assert said.count("imported: ") == 6
     assert (study / "results/tables/robustness.csv").read_bytes() == before
 
     lines = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).splitlines()
