@@ -159,10 +159,13 @@ def metrics(tables: dict[str, pd.DataFrame], records: list[dict]) -> dict:
     }
     runs = {(model, variant): len(group) for model, variant, group in by_variant(records)}
     totals = {
-        key: round(sum(float(row[key]) * runs[row.model, row.variant] for _, row in other.iterrows()), number["digits"])
+        key: round(
+            sum(float(row[key]) * runs[row.model, row.variant] for _, row in other.dropna(subset=[key]).iterrows()),
+            number["digits"],
+        )
         for name, other in tables.items()
         for key, number in analyses.about(name)["numbers"].items()
-        if number["summed"]
+        if number["summed"] and key in other
     }
     return {**(blocks if len(blocks) > 1 else next(iter(blocks.values()))), **totals}
 
