@@ -23,6 +23,7 @@ from selfdistill.config import Probe, read_study
 from selfdistill.evaluation.classification import calibration_error
 from selfdistill.evaluation.inputs import Classes, Persons, Predictions
 from selfdistill.models.trained import WeightsError
+from selfdistill.outside import OutsideError
 from selfdistill.pruning import prune
 from selfdistill.reporting import per_image
 from selfdistill.reporting.figures import draw_figures
@@ -343,6 +344,31 @@ def test_a_pack_of_before_there_were_analyses_is_read_as_one_of_today(study):
         other = changed(older[0], f"record.test.last.{key}", value)
         outcomes = import_records(study, [pack("worse.jsonl.gz", other)])
         assert set(states(outcomes)) == {"refused"}, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("measures.accuracy", None),
+        ("measures.accuracy", ...),
+        ("measures.accuracy.rows", {}),
+        ("measures.accuracy.rows.last", []),
+        ("measures.accuracy.rows.last.0.accuracy", None),
+        ("measures.accuracy.rows.last.0.accuracy", ...),
+        ("measures.exits.rows.last.0.exit", "5/4"),
+        ("measures", ...),
+    ],
+)
+def test_a_record_that_lacks_what_tables_need_is_refused_in_a_line(study, key, value):
+    put(study, changed(entry(study, "byot", 0), f"record.{key}", value))
+    with pytest.raises(OutsideError, match=r"byot/0.json: not what was written there \(measures"):
+        read_records(study)
+
+
+def test_a_number_that_an_analysis_could_not_give_leaves_an_empty_cell(study):
+    for number in ("million_macs", "training_gflops", "total_gflops", "parameters"):
+        put(study, changed(entry(study, "plain", 0), f"record.measures.cost.rows.last.0.{number}", None))
+        render(study)
 
 
 def test_an_analysis_that_is_not_known_here_is_kept(study):

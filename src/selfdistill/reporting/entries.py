@@ -10,6 +10,7 @@ from selfdistill import analyses
 from selfdistill.reporting import per_image
 from selfdistill.schema import Name, Sha256, validate
 
+SELECTIONS = ("last", "validation")
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -191,7 +192,7 @@ class OldEntry(Open):
 def record_schema() -> type[Record]:
     """Of a record, with the rows of every analysis that is known here; of a newer one anything may stand there."""
     known: dict[str, Any] = {
-        name: (Measured[row_schema(name)] | None, None)  # type: ignore[misc]  # a schema that is made
+        name: (Measured[row_schema(name)], None)  # type: ignore[misc]  # a schema that is made
         for name in analyses.names()
         if not analyses.is_probe(name)
     }
@@ -205,10 +206,30 @@ def entry_schema() -> type[Entry]:
     return create_model("Entry", __base__=Entry, record=(record_schema(), ...))
 
 
-def probe_faults(probes: dict[str, dict]) -> Iterator[str]:
-    """Rows of probes that are not as their analyses say; probes: of a record that has the form of one."""
-    for name, probe in probes.items():
+def row_faults(record: dict[str, Any]) -> Iterator[str]:
+    """In what the rows of a record, which has the form of one, are not those of its run: no headline, or not of each
+    exit; rows of probes that are not as their analyses say; and what an analysis itself finds."""
+    headlines = [name for name in analyses.headlines() if name in record["measures"]]
+    if len(headlines) != 1:
+        yield f"measures: {len(headlines)} of {', '.join(analyses.headlines())}; allowed: one of them"
+    placed = [
+        (f"measures.{name}.rows.{selection}", name, rows)
+        for name, found in record["measures"].items()
+        if name in analyses.names() and not analyses.is_probe(name)
+        for selection, rows in found["rows"].items()
+    ]
+    for name in headlines:
+        key, found = analyses.about(name)["headline"], record["measures"][name]["rows"]
+        yield from (f"measures.{name}.rows.{s}: missing; it has no default" for s in SELECTIONS if s not in found)
+        for selection, rows in found.items():
+            lacking = [i for i, row in enumerate(rows) if row.get(key) is None]
+            yield from (f"measures.{name}.rows.{selection}[{i}].{key}: missing; it has no default" for i in lacking)
+    for name, probe in record.get("probes", {}).items():
         if probe["analysis"] in analyses.names():
-            schema = row_schema(probe["analysis"])
-            for i, row in enumerate(probe["rows"]):
-                yield from (f"probes.{name}.rows[{i}].{fault}" for fault in validate(schema, row)[1])
+            faults = list(enumerate(validate(row_schema(probe["analysis"]), row)[1] for row in probe["rows"]))
+            yield from (f"probes.{name}.rows[{i}].{fault}" for i, found in faults for fault in found)
+            if not any(found for _, found in faults):
+                placed.append((f"probes.{name}.rows", probe["analysis"], probe["rows"]))
+    for place, name, rows in placed:
+        check = getattr(analyses.load(name), "contradictions", None)
+        yield from (f"{place}: {fault}" for fault in (check(record, rows) if check else ()))

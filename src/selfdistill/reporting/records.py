@@ -24,8 +24,8 @@ from selfdistill.reporting.entries import (
     OldEntry,
     ProbedHere,
     entry_schema,
-    probe_faults,
     record_schema,
+    row_faults,
 )
 from selfdistill.reporting.older import is_older, older_entry_schema, upgraded
 from selfdistill.schema import shown, validate
@@ -79,21 +79,25 @@ def read_record(study: Study, cell: tuple[str, str, int]) -> dict | None:
 
 def local_record(study: Study, path: Path) -> dict:
     """A record of this checkout, with `probes` by name where the same run was probed."""
-    record, cell = (
-        told(path, lambda _: record_schema(), AGAIN),
-        path.relative_to(study.results / "records" / "measured"),
-    )
-    found = {}
+    record = told(path, lambda _: record_schema(), AGAIN)
+    if any(protocol_faults(record)):
+        return record
+    cell, found = path.relative_to(study.results / "records" / "measured"), {}
     for name, probe in study.probes.items():
         other = study.results / "records" / "probes" / name / cell
         probed = told(other, lambda _: ProbedHere, AGAIN) if other.is_file() else {}
-        if probed.get("weights_sha256") == record["weights_sha256"] and not any(protocol_faults(probed)):
+        same = (probed.get("weights_sha256"), probed.get("analysis"), probed.get("data"))
+        if same == (record["weights_sha256"], probe.analysis, probe.data) and not any(protocol_faults(probed)):
             found[name] = {key: probed[key] for key in ("analysis", "data", "selection", "pixels_sha256", "rows")}
-            for fault in probe_faults({name: found[name]}):
-                raise OutsideError(f"{other}: not what was written there ({fault}); {AGAIN}")
-            if (probed["analysis"], probed["data"]) != (probe.analysis, probe.data):
-                del found[name]  # of another probe that had this name
+            refuse(other, row_faults({**record, "probes": {name: found[name]}}), AGAIN)
+    refuse(path, row_faults(record), AGAIN)
     return {**record, "probes": found} if found else record
+
+
+def refuse(path: Path, faults: Iterator[str], remedy: str) -> None:
+    """Raise OutsideError for the first of some faults."""
+    for fault in faults:
+        raise OutsideError(f"{path}: not what was written there ({fault}); {remedy}")
 
 
 def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict | None:
@@ -107,8 +111,14 @@ def local_host(study: Study, cell: tuple[str, str, int], record: dict) -> dict |
 
 def imported_entry(path: Path) -> dict:
     """What was imported, as `transfer.import_records` left it, in the form of today."""
-    entry = told(path, schema_of_entry, "bring it back from Git, or import it again")
-    return {**entry, "record": upgraded(entry["record"])} if is_older(entry["record"]) else entry
+    remedy = "bring it back from Git, or import it again"
+    entry = told(path, schema_of_entry, remedy)
+    if any(protocol_faults(entry["record"])):
+        return entry
+    if is_older(entry["record"]):
+        entry = {**entry, "record": upgraded(entry["record"])}
+    refuse(path, (f"record.{fault}" for fault in row_faults(entry["record"])), remedy)
+    return entry
 
 
 def schema_of_entry(content: dict) -> type[Entry]:
@@ -127,8 +137,7 @@ def told(path: Path, schema_of: Callable[[dict], type[BaseModel]], remedy: str) 
     if of_another and schema is not Host:
         schema = OldEntry if "record" in content else Old
     _, faults = validate(schema, content)
-    if faults:
-        raise OutsideError(f"{path}: not what was written there ({faults[0]}); {remedy}")
+    refuse(path, iter(faults), remedy)
     return content
 
 

@@ -178,7 +178,7 @@ def metrics(tables: dict[str, pd.DataFrame], records: list[dict]) -> dict:
     runs = {(model, variant): len(group) for model, variant, group in by_variant(records)}
     totals = {
         key: round(
-            sum(float(row[key]) * runs[row.model, row.variant] for _, row in other.dropna(subset=key).iterrows()),
+            sum(float(row[key]) * runs[row.model, row.variant] for _, row in other.dropna(subset=[key]).iterrows()),
             number["digits"],
         )
         for name, other in tables.items()

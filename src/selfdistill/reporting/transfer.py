@@ -22,7 +22,7 @@ from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
 from selfdistill.outside import OutsideError, reason_of, regular_bytes
 from selfdistill.reporting import per_image
-from selfdistill.reporting.entries import Entry, Record, probe_faults, tests_persons
+from selfdistill.reporting.entries import Entry, Record, row_faults, tests_persons
 from selfdistill.reporting.files import write_together
 from selfdistill.reporting.older import is_older, upgraded
 from selfdistill.reporting.records import (
@@ -208,8 +208,6 @@ def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
         return cell, faults
     if is_older(record):
         record = upgraded(record)
-    elif probed := list(probe_faults(record.get("probes", {}))):
-        return cell, [f"record.{fault}" for fault in probed]
     if cell not in study.cells():
         return cell, list(outside(study, entry.record))
     resolved, given = study.variant(entry.record.variant), study.weights.get(entry.record.model)
@@ -267,7 +265,7 @@ def contradictions(entry: Entry, told: dict, epochs: int) -> Iterator[str]:
         )
     if record.network.name != record.model:
         yield f"record.network.name: {shown(record.network.name)} is not allowed; allowed: {shown(record.model)}"
-    yield from row_contradictions(told)
+    yield from (f"record.{fault}" for fault in row_faults(told))
     rows = list(range(1, epochs + 1)) or [0]
     if history.epoch != rows:
         yield f"record.history.epoch: {shown(history.epoch)} is not allowed; allowed: {rows[0]} to {rows[-1]}"
@@ -276,26 +274,6 @@ def contradictions(entry: Entry, told: dict, epochs: int) -> Iterator[str]:
             yield f"record.history.{column}: {len(values)} entries are not allowed; allowed: {len(rows)}, one an epoch"
     if record.validation_best_epoch > epochs:
         yield f"record.validation_best_epoch: {record.validation_best_epoch} is not allowed; allowed: 1 to {epochs}"
-
-
-def row_contradictions(record: dict) -> Iterator[str]:
-    """Whether a record lacks its headline, and in what the rows of an analysis do not fit the run, by the analysis."""
-    headlines = [name for name in analyses.headlines() if name in record["measures"]]
-    if len(headlines) != 1:
-        yield f"record.measures: {len(headlines)} of {', '.join(analyses.headlines())}; allowed: one of them"
-    placed = [
-        (f"measures.{name}.rows.{selection}", name, rows)
-        for name, found in record["measures"].items()
-        if name in analyses.names()
-        for selection, rows in found["rows"].items()
-    ]
-    placed += [(f"probes.{name}.rows", p["analysis"], p["rows"]) for name, p in record.get("probes", {}).items()]
-    for name in headlines:
-        for selection in {"last", "validation"} - set(record["measures"][name]["rows"]):
-            yield f"record.measures.{name}.rows.{selection}: missing; it has no default"
-    for place, name, rows in placed:
-        check = getattr(analyses.load(name), "contradictions", None) if name in analyses.names() else None
-        yield from (f"record.{place}: {fault}" for fault in (check(record, rows) if check else ()))
 
 
 def conflicts(study: Study, cell: tuple, content: dict, entries: dict, replace: bool) -> list[str]:

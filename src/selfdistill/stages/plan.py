@@ -7,6 +7,7 @@ or a new method makes nothing stale.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,8 @@ REPORTS = {
 }  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
 # of them that is part of one is in the plan itself.
-NO_RESULT = (
-    *("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py"),
-    *("methods/__init__.py", "analyses/__init__.py"),
-)
+NO_REPORT = ("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
+NO_RESULT = (*NO_REPORT, "analyses/__init__.py")  # which says what of an analysis is shown
 
 
 def training_plan(study: "Study", model: str, variant: str) -> dict:
@@ -123,7 +122,7 @@ def report_plan(study: "Study", stage: str) -> dict:
     cards = {name: sha256_of(methods.FOLDER / f"{name}.md") for name in used}
     files = {name: sha256_of(PACKAGE / name) for name in REPORTS[stage]}
     plan: dict[str, Any] = {
-        "code_sha256": code_of(f"reporting/{stage}.py"),
+        "code_sha256": code_of(f"reporting/{stage}.py", without=NO_REPORT),
         "files": files,
         "titles": titles,
         "cards": cards,
@@ -148,8 +147,8 @@ def network_files(study: "Study", model: str) -> list[Path]:
     return [file.resolve() if file is not None else PACKAGE / "models" / "from_timm.py"]
 
 
-def code_of(*roots: str | Path) -> str:
-    return code_sha256([PACKAGE / root for root in roots], stop=[PACKAGE / name for name in NO_RESULT])
+def code_of(*roots: str | Path, without: Sequence[str] = NO_RESULT) -> str:
+    return code_sha256([PACKAGE / root for root in roots], stop=[PACKAGE / name for name in without])
 
 
 def write_plan(study: "Study") -> None:

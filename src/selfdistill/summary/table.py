@@ -109,9 +109,9 @@ def prefixed(key: str, numbers: dict[str, dict], word: str) -> str:
 def columns_of(numbers: dict[str, dict], rows: list[dict]) -> dict[str, Any]:
     """Exact numbers, of one run as of all; how many runs there are; means and half-widths of the others."""
     columns = {
-        key: scaled(number, rows[0][key])
+        key: math.nan if rows[0].get(key) is None else scaled(number, rows[0][key])
         for key, number in numbers.items()
-        if number["exact"] and not number["relative_to_control"] and rows[0].get(key) is not None
+        if number["exact"] and not number["relative_to_control"]
     }
     if leading(numbers) is None:
         return columns
@@ -160,7 +160,7 @@ def with_ratios(numbers: dict[str, dict], table: pd.DataFrame, control: str) -> 
     """Each number that is the ratio of another to the control's, before the numbers that follow it."""
     order = list(numbers)
     for key in order if len(table) else ():
-        if of := numbers[key]["relative_to_control"]:
+        if (of := numbers[key]["relative_to_control"]) in table:
             theirs = table[table.variant == control].set_index("model")[of].replace(0, math.nan)  # given weights
             before = next(iter(c for c in reversed(order[: order.index(key)]) if c in table), of)
             table.insert(table.columns.get_loc(before) + 1, key, table[of] / table.model.map(theirs))
