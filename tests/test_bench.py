@@ -182,7 +182,7 @@ def test_a_gpu_run_without_a_gpu_or_data_says_so(tmp_path):
     command = [
         ROOT / "benchmarks/gpu_run.sh",
         "--seconds",
-        "10",
+        "60",
         "--out",
         tmp_path / "out",
         "--state",

@@ -162,7 +162,7 @@ def test_what_a_report_loads_and_reads_is_in_its_plan_or_a_dependency(stage, pro
         "results/hosts",  # measured once, and no output
         "results/predictions",  # of which the record has the hash
     ]
-    files = {*planned["files"].values()}
+    files = {*planned["files"].values(), *planned.get("analysis_cards", {}).values()}
     for path in map(Path, read):
         if path.is_relative_to(project.folder) and path.suffix not in (".py", ".pyc"):
             name = path.relative_to(project.folder)

@@ -166,7 +166,7 @@ def test_a_name_that_is_too_long_is_one_line(tmp_path):
 def test_the_shipped_studies_are_in_order(capsys):
     for path in [ROOT / "params.yaml", *ROOT.glob("studies/*/params.yaml")]:
         assert main(["check", str(path)]) == 0
-    assert "70 cells on digits" in capsys.readouterr().out
+    assert "105 cells on digits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("key", "value", "part"), BROKEN, ids=[f"{k}={v}"[:40] for k, v, _ in BROKEN])

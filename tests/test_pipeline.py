@@ -163,12 +163,12 @@ def test_a_clone_that_pulled_and_edited_runs_exactly_what_is_stale(project, tmp_
     assert nothing_to_do(clone)
     clone.params(**{"hyper.byot": {"alpha": 0.5}})
     byot = {"train_resnet10_slim_byot_0_1", "evaluate_resnet10_slim_byot"}
-    assert jobs(clone.run("snakemake", "-n").stdout) == byot | {"tables", "figures", "page"}
+    assert jobs(clone.run("snakemake", "-n").stdout) == byot | {"measure", "tables", "figures", "page"}
     before = lock(clone)["stages"]
     clone.run("snakemake", "--cores", "2")
     after = lock(clone)["stages"]
     changed = {re.sub(r"\W", "_", name) for name in after if after[name] != before[name]}
-    assert byot <= changed <= byot | {"tables", "figures", "page"}
+    assert byot <= changed <= byot | {"measure", "tables", "figures", "page"}
     assert clone.changed() == set()
     assert nothing_to_do(clone)
 
@@ -460,10 +460,13 @@ def test_the_lock_names_no_registry():
         "prepare",
         "train",
         "evaluate",
+        "measure",
+        "probe",
         "tables",
         "figures",
         "page",
         "methods",
+        "analyses",
         "check",
         "prune",
         "predict",
@@ -499,10 +502,13 @@ def test_a_cell_that_is_not_in_the_study_is_refused(tiny_study):
 def test_a_run_of_several_processes_asks_snakemake_for_as_many_of_everything():
     study = read_study(ROOT / "params.yaml")
     recipe = study.recipe.model_copy(update={"device": "auto", "processes": 4, "threads": 2})
-    asked = needs({"threads": 1, "gpu": 1, "mem_mb": 2000, "each": ["process", "seed"]}, recipe, seeds=5)
+    several = study.model_copy(update={"recipe": recipe})
+    asked = needs({"threads": 1, "gpu": 1, "mem_mb": 2000, "each": ["process", "seed"]}, several, seeds=5)
     assert asked == {"threads": 8, "resources": {"mem_mb": 8000, "runtime": 50, "gpu": 4}}
-    assert needs({"gpu": 1}, recipe)["resources"]["gpu"] == 1
-    assert needs({"gpu": 1}, study.recipe)["resources"]["gpu"] == 0
+    assert needs({"gpu": 1}, several)["resources"]["gpu"] == 1
+    assert needs({"gpu": 1}, study)["resources"]["gpu"] == 0
+    searches = needs({"runtime": 10, "each": ["trial"]}, study)["resources"]["runtime"]
+    assert searches == 10 * study.tuning.replicates * (study.tuning.trials + 1), "each winner once more"
 
 
 def test_what_the_page_reads_beside_code_makes_it_stale(project):

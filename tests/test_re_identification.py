@@ -238,7 +238,7 @@ def run_study(folder: Path) -> None:
         ["check", "--write"],
         *(["train", *cell, "--seeds", str(seed)] for cell in cells for seed in (0, 1)),
         *(["evaluate", *cell] for cell in cells),
-        *([stage] for stage in ("tables", "figures", "page")),
+        *([stage] for stage in ("measure", "tables", "figures", "page")),
     )
 
 

@@ -54,6 +54,7 @@ def study(tmp_path, monkeypatch):
     content |= {"root": str(repository), "methods": ["plain", "byot"], "students": ["drkd"], "seeds": [0, 1]}
     content["hyper"]["byot"] = {"alpha": 0.1}
     content["recipe"] |= {"epochs": 3, "determinism": "seeded"}
+    content["tuning"] |= {"methods": [], "students": []}
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("params.yaml").write_text(yaml.safe_dump(content))

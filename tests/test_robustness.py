@@ -118,7 +118,8 @@ def run_study(folder: Path) -> None:
         ["check", "--write"],
         *(["train", *cell, "--seeds", str(seed)] for cell in cells for seed in (0, 1)),
         *(["evaluate", *cell] for cell in cells),
-        *(["robustness", *cell, "--data", data] for cell in cells for data in ("cifar10-c", "cifar10-1")),
+        ["measure"],
+        *(["probe", name] for name in ("cifar10-c", "cifar10-1")),
         *([stage] for stage in ("tables", "figures", "page")),
     )
     project.run(

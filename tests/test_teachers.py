@@ -54,7 +54,7 @@ def test_a_larger_network_teaches_trained_or_given(project):
     (project / "teacher.safetensors").write_bytes(content)
     given = {"file": "teacher.safetensors", "sha256": hashlib.sha256(content).hexdigest(), "use": "teacher"}
     project.params(weights={LARGE: given})
-    project.run("dvc", "repro", "--quiet", f"evaluate_taught@{SMALL}-kd", f"evaluate_teachers@{LARGE}-plain")
+    project.run("dvc", "repro", "--quiet", "measure")
     for seed in (0, 1):
         run = json.loads((project / f"results/runs/{LARGE}/plain/0-1/{seed}/run.json").read_text())
         assert run["weights_sha256"] == given["sha256"]

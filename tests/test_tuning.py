@@ -253,7 +253,7 @@ def test_tuned_runs_are_packed_and_come_home_with_their_search(mine, tmp_path):
     packed = tmp_path / "records.jsonl.gz"
     mine.run("selfdistill", "records", "export", str(packed))
     before = (mine / "results/tables/tuning.csv").read_bytes()
-    for kind in ("records/resnet10-slim/byot-tuned", "runs/resnet10-slim/byot-tuned"):
+    for kind in ("records/measured/resnet10-slim/byot-tuned", "runs/resnet10-slim/byot-tuned"):
         shutil.rmtree(mine / "results" / kind)
     said = mine.run("selfdistill", "records", "import", str(packed)).stdout
     assert "byot-tuned" in said

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from selfdistill.data.prepared import PreparedError, open_splits
 from selfdistill.evaluation.described import dataset_of
 from selfdistill.evaluation.inputs import FILES
@@ -37,6 +35,8 @@ if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that onl
 
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
     """Predict test and validation images with every seed's run."""
+    from tqdm import tqdm  # may be missing on a machine that only trains
+
     runs = runs_here(study, model, variant)
     writable(study.results / "predictions" / model / variant)
     folder, device = study.data_folder / "test", determinism.apply(study.recipe)
@@ -97,6 +97,8 @@ def once(
     its name; outputs: `finished.locked_outputs`; write: writes the files to a folder, and the key that it is given
     into record.json; place: the folder that is DVC's output.
     """
+    from tqdm import tqdm  # may be missing on a machine that only trains
+
     key, root = finished.key_of(inputs), folder.parents[1]
     finished.sweep(folder, cell, finished.files_in_cache(root, outputs, targets, place))
     waiting, staged = folder / f"{cell}-{key[:16]}", folder / f"{cell}-{key[:16]}.staged.partial"

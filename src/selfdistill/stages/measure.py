@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from selfdistill import analyses
 from selfdistill.data.prepared import Dataset, PreparedError
 from selfdistill.errors import UserError
@@ -43,6 +41,8 @@ class MeasureError(UserError):
 
 def measure_study(study: "Study") -> None:
     """Write the record of every run that has predictions here: what training said of it, and what analyses found."""
+    from tqdm import tqdm  # may be missing on a machine that only trains
+
     there = [cell for cell in study.cells() if study.prediction_file(*cell).is_file()]
     if not there:
         raise MeasureError(f"{study.results / 'predictions'}: no predictions of any cell; `dvc repro` makes them")
@@ -147,6 +147,8 @@ def carried_out(analysis: str, inputs: Predictions | Probed, settings: dict[str,
 def probe_study(study: "Study", probe: str) -> None:
     """Carry out a probe on every run of this checkout, and write results/records/probes/<probe>/...: whose weights,
     the SHA-256 of the pixels of each set, and the rows."""
+    from tqdm import tqdm  # may be missing on a machine that only trains
+
     plan = probe_plan(study, probe)
     prepared, device = study.prepared(plan["data"]), determinism.apply(study.recipe)
     writable(study.results / "records" / "probes" / probe)

@@ -159,7 +159,8 @@ def write_plan(study: "Study") -> None:
     plans |= {Path("tuning", model, f"{variant}.json"): tuning_plan(study, model, variant) for model, variant in tuned}
     for model in (*study.models, *study.teacher_models):
         plans[Path("evaluation", f"{model}.json")] = evaluation_plan(study, model)
-    plans[Path("measure.json")] = measure_plan(study)
+    # with the cells, for what a study no longer lists is removed when the work begins, after a scheduler has asked
+    plans[Path("measure.json")] = {**measure_plan(study), "cells": sorted({(m, v) for m, v, _ in study.cells()})}
     plans |= {Path("probes", f"{name}.json"): probe_plan(study, name) for name in study.probes}
     plans |= {Path("reporting", f"{stage}.json"): report_plan(study, stage) for stage in REPORTS}
     folder = study.results / "plan"

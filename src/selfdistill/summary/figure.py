@@ -108,7 +108,7 @@ def figure_names(analysis: str, table: pd.DataFrame) -> dict[str, dict[str, Any]
     number for each kind of row; none where no number is judged."""
     if hasattr(analyses.load(analysis), "draw"):
         return {analysis: {}}
-    if not any(number["judged"] for number in analyses.about(analysis)["numbers"].values()):
+    if not any(number["judged"] and key in table for key, number in analyses.about(analysis)["numbers"].items()):
         return {}
     keys = [key for key in key_columns(analysis) if key in table]
     kinds = table[keys].drop_duplicates().to_dict("records") if keys else [{}]
