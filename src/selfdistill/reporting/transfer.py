@@ -214,9 +214,11 @@ def check_entry(study: Study, content: dict) -> tuple[tuple | None, list[str]]:
     # a method may train for longer than the recipe says to each: its class knows, which loads torch
     phases = methods.load(resolved.method)(**resolved.hyper).phases(resolved.recipe.epochs)
     taken = given is not None and given.use == "teacher"
-    contradicted = contradictions(entry, record, 0 if taken else sum(phase.epochs for phase in phases))
-    per_images = image_faults(study, record, content["images"]) if entry.images else ()
-    return cell, [*(f"record.{fault}" for fault in misfits(study, record)), *contradicted, *per_images]
+    faults = [f"record.{fault}" for fault in misfits(study, record)]
+    faults += contradictions(entry, record, 0 if taken else sum(phase.epochs for phase in phases))
+    if entry.images and not faults:  # what it says of each image is held against numbers that are there
+        faults += image_faults(study, record, content["images"])
+    return cell, faults
 
 
 def image_faults(study: Study, record: dict, images: dict) -> Iterator[str]:
