@@ -71,7 +71,7 @@ def test_the_guide_to_adding_an_analysis(project):
     page = (project / "results/index.html").read_text()
     assert "<h2>Sure answers</h2>" in page
     assert "How many of the sure answers are wrong" in page
-    assert "Wrong among them" in project.run("selfdistill", "analyses", "sureness").stdout
+    assert "Wrong among them" in project.run("workflow/run", "analyses", "sureness").stdout
     assert (project / "results/figures/sureness.svg").is_file()
 
 
