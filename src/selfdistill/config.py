@@ -147,6 +147,11 @@ class Tuning(Strict):
     replicates: int = Field(ge=1, le=1000)
     epochs: int | None = Field(ge=1, le=100_000)
 
+    @property
+    def variants(self) -> list[str]:
+        """All that are tuned."""
+        return [*self.methods, *self.students]
+
 
 class Probe(Strict):
     """An analysis of networks themselves, of all that the study trains.  data: the data set whose images it takes."""
@@ -243,7 +248,7 @@ class Study(Strict):
     @property
     def all_variants(self) -> list[str]:
         """The published ones, and those of tuned values."""
-        return [*self.published, *(name + TUNED for name in (*self.tuning.methods, *self.tuning.students))]
+        return [*self.published, *(name + TUNED for name in self.tuning.variants)]
 
     def seeds_of(self, variant: str) -> list[int]:
         """The seeds that a variant is trained from: of tuned values, one a replicate of its search."""
@@ -290,9 +295,14 @@ class Study(Strict):
         return folder / str(seed) if isinstance(block, int) else folder / str(block) / str(seed)
 
     @property
+    def trial_epochs(self) -> int:
+        """Of a trial."""
+        return self.tuning.epochs or self.recipe.epochs
+
+    @property
     def search_epochs(self) -> float:
         """Of all trials of a search, in trainings of the recipe's length."""
-        return self.tuning.trials * (self.tuning.epochs or self.recipe.epochs) / self.recipe.epochs
+        return self.tuning.trials * self.trial_epochs / self.recipe.epochs
 
     def trial_file(self, model: str, variant: str, seed: int, trial: int) -> Path:
         """What a trial of a search found; variant: the one that is tuned."""

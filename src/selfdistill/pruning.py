@@ -47,7 +47,7 @@ def prune(study: Study, results: Path) -> list[Path]:
         for parent in [*sorted(folder.glob("*/*")), *sorted(folder.glob("*")), folder]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-    searches = {f"{m}/{variant}" for m in study.models for variant in (*study.tuning.methods, *study.tuning.students)}
+    searches = {f"{m}/{variant}" for m in study.models for variant in study.tuning.variants}
     for path in sorted((results / "tuning").glob("*/*")):
         if path.is_dir() and path.relative_to(results / "tuning").as_posix() not in searches:
             shutil.rmtree(path)

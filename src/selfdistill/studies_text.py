@@ -40,9 +40,9 @@ def shown(root: Path, name: str, tflops: float | None) -> str:
             lines.append(f"{key:10} {', '.join(names)}; their teacher: {study.teacher} of {network}")
     if study.probes:
         lines.append(f"probes     {', '.join(study.probes)}, of every network")
-    if tuned := [*study.tuning.methods, *study.tuning.students]:
-        tuning, epochs = study.tuning, study.tuning.epochs or study.recipe.epochs
-        each = f"{tuning.replicates} searches each of {tuning.trials} trials of {epochs} epochs"
+    tuning = study.tuning
+    if tuned := tuning.variants:
+        each = f"{tuning.replicates} searches each of {tuning.trials} trials of {study.trial_epochs} epochs"
         lines.append(f"tuning     {', '.join(tuned)}; {each}, and a training of each winner")
     unit = "CPU-hours" if study.recipe.device == "cpu" else "GPU-hours"
     lines += [

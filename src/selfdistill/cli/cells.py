@@ -80,8 +80,7 @@ def train(options: Namespace) -> int | None:
 
     study = read_cell(options)
     block = next(block for block in study.blocks if str(block) == options.seeds)
-    seeds = seeds_of(block)
-    if (refused := prepared(study, options.model, options.variant, seeds)) is not None:
+    if (refused := prepared(study, options.model, options.variant, seeds_of(block))) is not None:
         return refused
 
     def work(interruption: "Interruption") -> None:
@@ -96,12 +95,11 @@ def tune(options: Namespace) -> int | None:
     from selfdistill.search import TUNED
 
     study = read_cell(options)
-    if options.variant + TUNED not in study.all_variants:
-        known = ", ".join([*study.tuning.methods, *study.tuning.students]) or "none"
+    tuned = options.variant + TUNED
+    if tuned not in study.all_variants:
+        known = ", ".join(study.tuning.variants) or "none"
         raise UserError(f"--variant {options.variant} is not tuned in {STUDY}; allowed: one of tuning ({known})")
-    if (
-        refused := prepared(study, options.model, options.variant + TUNED, study.seeds_of(options.variant + TUNED))
-    ) is not None:
+    if (refused := prepared(study, options.model, tuned, study.seeds_of(tuned))) is not None:
         return refused
 
     def work(interruption: "Interruption") -> None:

@@ -71,7 +71,7 @@ def write_page(study: Study, params: Path) -> None:
         },
         tuned=[
             sortable(readable(name, frames[f"{name}_tuned"], bold, " ± "))
-            for name in (main, "cost")
+            for name in analyses.names()
             if f"{name}_tuned" in frames
         ],
         sections=[section(study, name, frames[name], name == main) for name in analyses.names() if name in frames],

@@ -191,7 +191,7 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
     searched: Collection[str] = ()
     if untuned(record["variant"]):
         found = record.get("tuning", {})
-        wanted |= {"tuning.trials": study.tuning.trials, "tuning.epochs": study.tuning.epochs or study.recipe.epochs}
+        wanted |= {"tuning.trials": study.tuning.trials, "tuning.epochs": study.trial_epochs}
         given |= {f"tuning.{key}": found.get(key) for key in ("trials", "epochs")}
         undeclared |= spaces_of(resolved.method).keys()  # what the search has chosen
         searched = COMMON[resolved.recipe.optimiser]

@@ -28,15 +28,18 @@ def winners_table(records: list[dict]) -> pd.DataFrame:
             won = [s["results"][s["winner"]][block].get(key, published) for s in searches]
             row = {"model": model, "variant": variant, "method": group[0]["method"], "title": group[0]["title"]}
             row |= {"value": key, "published": written(published), "n": len(won), "won_by_published": kept}
-            if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in won):
+            if all(map(is_number, won)):
                 middle = median(won)
                 row |= {"median": written(middle), "range": f"{written(min(won))} to {written(max(won))}"}
-                numeric = isinstance(published, (int, float)) and published and not isinstance(published, bool)
-                row["times_published"] = middle / published if numeric else math.nan
+                row["times_published"] = middle / published if is_number(published) and published else math.nan
             else:
                 row |= {"median": "", "range": ", ".join(dict.fromkeys(map(written, won))), "times_published": math.nan}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def written(value: Any) -> str:

@@ -68,7 +68,7 @@ def tuning_plan(study: "Study", model: str, variant: str) -> dict:
         "teacher": teacher,
         "tuning": {
             "trials": study.tuning.trials,
-            "epochs": study.tuning.epochs or study.recipe.epochs,
+            "epochs": study.trial_epochs,
             "seeds": study.seeds_of(variant + TUNED),
         },
         "search": spaces_of(resolved.method),
@@ -155,7 +155,7 @@ def write_plan(study: "Study") -> None:
     """Write results/plan of the study in the working folder; files of what it no longer lists are removed."""
     own = [(m, v) for m in study.models for v in study.published] + [(m, study.teacher) for m in study.teacher_models]
     plans = {Path("training", model, f"{variant}.json"): training_plan(study, model, variant) for model, variant in own}
-    tuned = [(m, v) for m in study.models for v in (*study.tuning.methods, *study.tuning.students)]
+    tuned = [(m, v) for m in study.models for v in study.tuning.variants]
     plans |= {Path("tuning", model, f"{variant}.json"): tuning_plan(study, model, variant) for model, variant in tuned}
     for model in (*study.models, *study.teacher_models):
         plans[Path("evaluation", f"{model}.json")] = evaluation_plan(study, model)
