@@ -90,6 +90,7 @@ def test_adding_a_method_makes_nothing_stale(project):
     assert project.changed() == {
         "train@resnet10-slim-mine-0-1",
         "evaluate@resnet10-slim-mine",
+        "measure",
         "tables",
         "figures",
         "page",

@@ -540,9 +540,11 @@ def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):
     plan = study.results / "plan/training" / MODEL / "srdl.json"
     plan.parent.mkdir(parents=True)
     plan.write_text("{}")
+    written = study.results / "runs" / MODEL / "plain" / ".4711.partial"  # by a job whose engine was killed
+    written.touch()
     blocks = study.model_copy(update={"blocks": ["0-1"]})
     assert {p.name for p in prune(blocks, study.results)} == {"0", "2", "3-4", "2.json"}
-    assert left("runs") == ["0-1"]
+    assert left("runs") == [written.name, "0-1"]
     assert records() == ["0.json", "1.json"]
     assert left("hosts") == ["0.json", "1.json", "2.json"]  # a seed that comes back from DVC's cache has its own again
     assert plan.is_file()

@@ -35,9 +35,11 @@ def prune(study: Study, results: Path) -> list[Path]:
         known = blocks if folder.name == "runs" else listed
         known = known if folder not in probes or folder.name in study.probes else set()
         for path in sorted(folder.glob("*/*/*")):
+            if path.name.startswith("."):  # .gitignore, and what a stage that still ends is writing
+                continue
             # 0.validation.safetensors is of seed 0
             cell = path.relative_to(folder).with_name(path.name.partition(".")[0]).as_posix()
-            if cell in known or path.name == ".gitignore":
+            if cell in known:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
