@@ -15,7 +15,8 @@ from selfdistill import analyses, closure
 from selfdistill.analyses import AnalysisError
 from selfdistill.config import read_study
 from selfdistill.errors import UserError
-from selfdistill.evaluation.inputs import Classes, Predictions, Probed, Stored
+from selfdistill.evaluation.inputs import Classes, Predictions, Stored
+from selfdistill.evaluation.probed import Probed
 from selfdistill.reporting.tables import analysis_tables
 from selfdistill.stages import measure
 from selfdistill.stages.plan import measure_plan
@@ -223,6 +224,6 @@ def test_a_probe_of_other_classes_is_refused(tmp_path):
     (tmp_path / "training").mkdir()
     (tmp_path / "training/dataset.json").write_text(json.dumps({"name": "other", "classes": ["a"], "counts": {}}))
     dataset = SimpleNamespace(name="own", classes=["b"])
-    probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu")
+    probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu", tmp_path)
     with pytest.raises(UserError, match="other: its classes are not those of own, in their order"):
         analyses.function("robustness")(probed)
