@@ -91,6 +91,7 @@ def draw(ax, table, style) -> None:
             elinewidth=style.thinner(place), label=rows.title.iloc[0],
         )  # fmt: skip
     ax.set_xticks(range(len(epochs)), epochs)
+    ax.set_xlim(-0.5, max(len(epochs), 1) - 0.5)
     ax.set_xlabel("weights after epoch")
     ax.set_ylabel("log ratio of first to last third of layers")
     ax.set_title("Gradients of the deepest exit's label loss")

@@ -22,7 +22,7 @@ ABOUT = {
     "shown": {"exit": "deepest"},
     "beside": True,
     "numbers": {
-        "auroc": {"title": "AUROC", "unit": "%", "better": "higher", "judged": True},
+        "auroc": {"title": "Area under the ROC curve", "unit": "%", "better": "higher", "judged": True},
         "fpr": {"title": "False positives at 95 % true ones", "unit": "%", "better": "lower", "judged": False},
     },
 }

@@ -78,16 +78,15 @@ def component_variances(features: "Tensor") -> "Tensor":
 
 def draw(ax, table, style) -> None:
     """The ratio against the exit, a line a method with exits, a point for one that has the deepest alone."""
-    deepest = list(dict.fromkeys(table.sort_values("exit", kind="stable").exit))
-    places = {name: place for place, name in enumerate(deepest)}
+    exits = sorted(dict.fromkeys(table.exit), key=lambda name: int(name.partition("/")[0]))
     for place, (variant, rows) in enumerate(table.groupby("variant", sort=False)):
         look = style.looks[variant]
         ax.errorbar(
-            [places[name] + 0.03 * (place - style.variants / 2) for name in rows.exit], rows.scatter,
+            [exits.index(name) + 0.03 * (place - style.variants / 2) for name in rows.exit], rows.scatter,
             yerr=rows.half_width.fillna(0), fmt=f"{look.marker}-", color=look.colour, mfc=look.fill,
             elinewidth=style.thinner(place), label=rows.title.iloc[0],
         )  # fmt: skip
-    ax.set_xticks(range(len(deepest)), deepest)
+    ax.set_xticks(range(len(exits)), exits)
     ax.set_xlabel("exit after section")
     ax.set_ylabel("scatter between / within classes")
     ax.set_title("Separability of features by exit")
