@@ -169,3 +169,15 @@ def test_what_a_report_loads_and_reads_is_in_its_plan_or_a_dependency(stage, pro
             assert any(name.is_relative_to(folder) for folder in folders) or sha256_of(path) in files, name
     cards = {name: sha256_of(source / f"methods/{name}.md") for name in ("plain", "byot", "drkd")}
     assert planned["cards"] == cards
+
+
+def test_what_hands_an_analysis_its_inputs_is_in_its_plan(monkeypatch):
+    hashed = set()
+    monkeypatch.setattr(closure, "executed_sha256", lambda path: hashed.add(closure.name_of(path)) or "0")
+    plan.analysis_plan("accuracy", None)
+    assert {"evaluation/inputs.py", "evaluation/classification.py", "training/determinism.py"} <= hashed
+    assert "analyses/exits.py" not in hashed
+    assert "evaluation/probed.py" not in hashed, "a new probe makes nothing stale that is stored"
+    plan.analysis_plan("gradients", None)
+    assert {"evaluation/probed.py", "evaluation/replay.py", "training/engine.py"} <= hashed
+    assert "analyses/flatness.py" not in hashed
