@@ -156,6 +156,12 @@ def test_a_number_that_is_not_defined_leaves_an_empty_cell(made):
     assert readable("made", table.reset_index(), bold_markdown, " ± ")["Error (%)"].tolist()[0] == ""
 
 
+def test_where_the_control_has_no_such_row_there_is_no_difference(made):
+    records = with_rows({"plain": [..., ..., ...], "byot": [0.05, 0.15, 0.1]})
+    shown = readable("made", table_of("made", records, "last", "plain"), bold_markdown, " ± ")
+    assert shown["Difference to control"].tolist() == [""]
+
+
 def test_runs_without_an_analysis_are_not_counted(made):
     records = with_rows({"plain": [0.3, 0.2, 0.1], "byot": [0.05, 0.15, 0.1]})
     del records[0]["measures"]["made"]

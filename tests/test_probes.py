@@ -21,6 +21,7 @@ from torch.func import functional_call, hessian
 from selfdistill import analyses, methods
 from selfdistill.analyses import corruptions, flatness, gradients, ood, separability
 from selfdistill.data.prepared import open_splits
+from selfdistill.data.prepared.packed import centre_cropped, write_packed
 from selfdistill.evaluation.probed import Probed, chosen
 from selfdistill.evaluation.replay import kept_weights, losses, run_at
 from selfdistill.models.sections import seeded
@@ -94,6 +95,29 @@ def test_training_images_are_those_that_the_run_saw(run, prepared):
     noise = {"label_noise": 0.5, "label_noise_seed": 3}
     noisy = replace(run, run={**run.run, "recipe": {**run.run["recipe"], **noise}}).training(1000)
     assert torch.equal(noisy.labels, noisy_labels(labels, 4, 0.5, 3)[order])
+
+
+def test_packed_training_images_are_seen_by_their_centre(run, tmp_path):
+    """Those of a data set whose training images are decoded as they are needed."""
+    generator, files = np.random.default_rng(0), []
+    for _ in range(6):
+        file = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (20, 24), dtype=np.uint8)).save(file, "PNG")
+        files.append(file.getvalue())
+    folder, labels = tmp_path / "training", np.arange(6) % 4
+    write_packed(folder, "train", files, labels, np.arange(6))
+    images, others = made_images(8, 0)
+    save_file({"images": images, "labels": others}, folder / "validation.safetensors")
+    parts = {"train": "0" * 64, "validation": "1" * 64}
+    facts = vars(replace(DATASET, counts={"train": 6, "validation": 8}, pixels_sha256=parts))
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    told = {"split": {"split": "fixed"}, "training_images": None, "validation_images": None}
+    probed = replace(run, run={**run.run, **told}, own=tmp_path)
+    shown = probed.training(4)
+    rows = chosen(6, 4, probed.seed("images")).tolist()
+    for row, pixels, label in zip(rows, shown.images, shown.labels, strict=True):
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), centre_cropped(files[row], (8, 8), 1))
+        assert label == labels[row]
 
 
 # ---- flatness ----

@@ -319,6 +319,16 @@ def test_a_probe_that_cannot_be_is_refused(probes, words, tmp_path):
     assert words in str(error.value)
 
 
+def test_persons_have_no_classes_to_probe(tmp_path):
+    content = yaml.safe_load((ROOT / "studies/srdl-market1501/params.yaml").read_text()) | {"root": str(ROOT)}
+    probes = {name: {"analysis": name, "data": content["dataset"]} for name in ("separability", "flatness")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"probes": probes}))
+    with pytest.raises(ConfigError) as error:
+        read_study(tmp_path / "params.yaml")
+    assert "probes.separability.analysis: 'separability' is not allowed; market1501 has persons" in str(error.value)
+    assert "probes.flatness" not in str(error.value)
+
+
 def test_a_test_set_of_other_classes_is_refused(tmp_path):
     content = yaml.safe_load((ROOT / "data/params.yaml").read_text())
     content["datasets"]["cifar10-c"]["classes"] = list(reversed(content["datasets"]["cifar10-c"]["classes"]))
