@@ -31,7 +31,11 @@ def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
         name: read_table(results / "tables" / f"{name}.csv")
-        for name in (*analyses.names(), *(f"{name}_tuned" for name in analyses.headlines()), *BESIDE)
+        for name in (
+            *(f"{name}{kind}" for name in analyses.names() for kind in ("", "_all")),
+            *(f"{name}_tuned" for name in analyses.headlines()),
+            *BESIDE,
+        )
         if (results / "tables" / f"{name}.csv").is_file()
     }
     headline = headline_in(tables)
@@ -54,7 +58,8 @@ def draw_figures(results: Path) -> None:
                     figures.append((name, draw_headline, style.row_each, False))
                 elif hasattr(module, "draw"):
                     size = module.size(style) if hasattr(module, "size") else style.panel
-                    figures.append((name, partial(draw_own, analysis), size, False))
+                    grouped = style.many and getattr(module, "GROUPED", False)
+                    figures.append((name, partial(draw_own, analysis), size, grouped))
                 else:
                     figures.append((name, partial(draw_kind, analysis, kind), style.row_each, False))
         drawn: dict[Path, bytes] = {}
@@ -75,7 +80,8 @@ def style_of(tables: Tables) -> Style:
 
 
 def draw_own(analysis: str, ax: Axes, tables: Tables, style: Style) -> None:
-    analyses.load(analysis).draw(ax, tables[analysis], style)
+    every = tables.get(f"{analysis}_all", tables[analysis])
+    analyses.load(analysis).draw(ax, tables[analysis], replace(style, every=every))
 
 
 def draw_kind(analysis: str, kind: dict, ax: Axes, tables: Tables, style: Style) -> None:

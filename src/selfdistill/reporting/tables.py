@@ -120,7 +120,8 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
     main, numbers = about["headline"], about["numbers"]
 
     def value(record: dict, key: str, of: str) -> float:
-        return (100 if numbers[key]["unit"] == "%" else 1) * headline_row(record, of)[key]
+        found = headline_row(record, of)[key]
+        return math.nan if found is None else (100 if numbers[key]["unit"] == "%" else 1) * found
 
     rows = []
     for r in records:
