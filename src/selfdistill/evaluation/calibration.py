@@ -82,14 +82,14 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
     In 1 / T the likelihood is convex; its derivative, the mean of E_p[z] - z_label, has one root, which is found by
     Newton's steps in log(1 / T), kept inside a bracket.  Where no temperature is best (every image right, or as good as
     guessed), it is the end of the bracket: a hundredth of the smallest, or a hundred times the largest difference
-    between two logits of an image.  1 where no logits differ; NaN where one is no number.
+    between an image's largest logit and another.  1 where none differ; NaN where one is no number.
     """
     z = bounded(logits)
     if z.isnan().any():
         return math.nan
     z = z - z.amax(dim=1, keepdim=True)
-    spread = -z.amin(dim=1)
-    if not (spread > 0).any():
+    gaps = -z[z < 0]
+    if not len(gaps):
         return 1.0
     own = z.gather(1, labels[:, None])[:, 0]
 
@@ -101,7 +101,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
         variance = (p * (z - mean[:, None]).square()).sum(dim=1)
         return (mean - own).mean().item(), scale * variance.mean().item()
 
-    low, high = -math.log(ROOM * spread.max().item()), -math.log(spread[spread > 0].min().item() / ROOM)
+    low, high = -math.log(ROOM * gaps.max().item()), -math.log(gaps.min().item() / ROOM)
     if derivative(high)[0] <= 0:
         return math.exp(-high)
     if derivative(low)[0] >= 0:

@@ -17,7 +17,7 @@ from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_together
 from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
-from selfdistill.summary.text import headline_number
+from selfdistill.summary.text import exit_words, headline_number
 
 CUT = 2.5  # what lies further out than so many times the median reach of an interval is cut off, with an arrow
 # without dates and versions, so that the same picture is the same file
@@ -120,10 +120,7 @@ def draw_contrasts(ax: Axes, tables: Tables, style: Style) -> None:
         if pd.notna(row.difference):
             draw_difference(ax, y, row.difference, row.low, row.high, style.looks[row.of], limits)
     ax.axvline(0, color=CONTROL, linewidth=1, zorder=1)
-    labels = [
-        f"{r.title} against {r.against_title}{'' if str(r.exit) == 'last' else f', exit {r.exit}'}\n{r.verdict}"
-        for r in table.itertuples()
-    ]
+    labels = [f"{r.title} against {r.against_title}{exit_words(r.exit)}\n{r.verdict}" for r in table.itertuples()]
     ax.set_yticks(range(len(table)), labels)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlim(*limits)
