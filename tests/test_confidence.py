@@ -217,7 +217,9 @@ def test_the_analysis_scales_by_what_validation_images_ask_for():
     whole = {row["exit"]: row for row in rows if row["bin"] is None}
     assert list(whole) == ["3/4", "4/4", "ensemble"]
     temperature = fitted_temperature(given.validation[0][1], given.validation[1])
-    assert whole["4/4"]["temperature"] == temperature != pytest.approx(fitted_temperature(given.logits[1], given.labels))
+    assert (
+        whole["4/4"]["temperature"] == temperature != pytest.approx(fitted_temperature(given.logits[1], given.labels))
+    )
     for end, logits in (("", given.logits[1]), ("_scaled", given.logits[1].double() / temperature)):
         for name, value in calibration(logits, given.labels).items():
             assert whole["4/4"][f"{name}{end}"] == pytest.approx(value, abs=1e-12)
