@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.evaluation.classification import brier, calibration_error
+from selfdistill.evaluation.classification import beyond, brier, calibration_error
 
 TIED = 1e-14  # confidences that differ by less do so by the order in which probabilities were added up
 LARGEST = 1e300  # of a logit: an infinite one is taken as its limit
+PART = 4096  # images at a time, where ImageNet's would take gigabytes
 ROOM = 100.0  # how far beyond the differences of logits a temperature is sought
 
 
@@ -56,12 +57,13 @@ def equal_mass_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> flo
 
 def classwise_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """The mean over classes of the calibration error of that class' probability, with equal bins (a, b] of it
-    (Kull et al., NeurIPS 2019, equation 3); probabilities: N x K."""
+    (Kull et al., NeurIPS 2019, equation 3); probabilities: float64 N x K."""
     images, classes = probabilities.shape
     edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    which = torch.bucketize(probabilities.double(), edges) + bins * torch.arange(classes)
     gap = torch.zeros(bins * classes, dtype=torch.float64)
-    gap.index_add_(0, which.flatten(), (F.one_hot(labels, classes) - probabilities.double()).flatten())
+    for part, shown in zip(probabilities.split(PART), labels.split(PART), strict=True):
+        which = torch.bucketize(part, edges) + bins * torch.arange(classes)
+        gap.index_add_(0, which.flatten(), beyond(part.clone(), shown).flatten())
     return (gap.abs().sum() / (images * classes)).item()
 
 

@@ -51,8 +51,13 @@ def top_k(logits: Tensor, labels: Tensor, k: int = 5) -> float | None:
 def brier(logits: Tensor, labels: Tensor) -> float:
     """The mean over images of sum over classes of (probability - [it is the class])^2, from 0 to 2 (Brier 1950);
     logits: N x K."""
-    probabilities = logits.double().softmax(dim=1)
-    return (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(dim=1).mean().item()
+    return beyond(logits.double().softmax(dim=1), labels).square_().sum(dim=1).mean().item()
+
+
+def beyond(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities N x K, float64, less 1 for the class that each image shows, in place."""
+    place = labels[:, None]
+    return probabilities.scatter_add_(1, place, probabilities.new_full(place.shape, -1.0))
 
 
 def ensemble(logits: Tensor) -> Tensor:
