@@ -360,7 +360,8 @@ def test_every_exit_of_every_network_comes_out_of_onnx_runtime_as_of_pytorch(nam
         held_against_pytorch(opened, exit, tmp_path)
 
 
-QUICK = {"resnet18": 1, "vit_tiny_patch16_224": 1}  # named networks of timm, and an exit, that every run of the tests exports
+# named networks of timm, and an exit, that every run of the tests exports
+QUICK = {"resnet18": 1, "vit_tiny_patch16_224": 1}
 
 
 @pytest.mark.parametrize("name", QUICK)
