@@ -10,7 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from made_run import TEST_IMAGES, made_run, seen
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from statsmodels.stats.proportion import proportion_confint
@@ -22,6 +25,7 @@ from test_timm import NAMED
 import selfdistill
 from selfdistill import models
 from selfdistill.cli import main
+from selfdistill.config import read_study
 from selfdistill.data.prepared import Dataset
 from selfdistill.exports import card, network, onnx
 from selfdistill.models.trained import WeightsError, load_network, predict
@@ -433,3 +437,58 @@ def test_weights_that_were_exchanged_are_not_taken_away(run, tmp_path, capsys):
     assert "its SHA-256 is" in refused(capsys, tmp_path / "run", tmp_path / "out")
     with pytest.raises(WeightsError):
         selfdistill.load(tmp_path / "run")
+
+
+# ---- the guide, and names for DVC ----
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs/taking-it-away.md").read_text(), re.M | re.S)
+
+
+def test_the_guide_runs_as_printed(project, tmp_path):
+    """In a repository whose runs lie in a block of two seeds, where the guide names the default study's of ten."""
+    runs = project / "results/runs/resnet10-slim/byot"
+    shutil.copytree(runs / "0-1", runs / "0-9")
+    (python,) = blocks("python")
+    folder, files, early, names = blocks("sh")
+    out = project.run("python", "-c", python, PYTHONPATH=str(project / "src")).stdout.splitlines()
+    assert set(json.loads(out[0].replace("'", '"'))) <= set("0123456789")
+    assert out[1:] == ["torch.Size([4, 5, 10])", "torch.Size([5, 10])"]
+    (project / "photos").mkdir()
+    for i, image in enumerate(load_file(project / "data/prepared/digits/test/test.safetensors")["images"][:6]):
+        Image.fromarray(image[0].numpy()).save(project / f"photos/{i}.png")
+    project.run("sh", "-e", "-c", folder + files)
+    assert set(under(project / "away")) == {
+        *("byot-exit2.md", "byot-exit2.onnx", "byot.md", "byot.onnx"),
+        *("byot/README.md", "byot/config.json", "byot/model.safetensors"),
+    }
+    text = (project / "away/byot.md").read_text()
+    assert "Licence: CC BY 4.0. Cite: Alpaydin and Kaynak" in text
+    for command in early.splitlines():
+        done = project.run("sh", "-c", command)
+        assert len(done.stdout.splitlines()) == 6
+        assert "million multiply-adds an image on average, 6 images" in done.stderr
+    shutil.rmtree(runs / "0-9")
+    listing = project / "networks/dvc.yaml"
+    listing.write_text(listing.read_text().replace("/0-9/", "/0-1/"))
+    assert project.changed() == set()
+    assert project.run("dvc", "status", "--json", "networks/dvc.yaml").stdout.strip() == "{}"
+    project.commit("names of this study's networks")
+    project.run("sh", "-e", "-c", names)
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        found, there = (selfdistill.load(project / place)(images) for place in ("fetched", "away/byot"))
+    assert torch.equal(found, there)
+
+
+def test_the_names_for_dvc_are_of_the_default_studys_networks():
+    """Of every variant as published, below an output that its lock has."""
+    artifacts = yaml.safe_load((ROOT / "networks/dvc.yaml").read_text())["artifacts"]
+    study, lock = read_study(ROOT / "params.yaml"), yaml.safe_load((ROOT / "dvc.lock").read_text())
+    outputs = {out["path"] for stage in lock["stages"].values() for out in stage.get("outs", ())}
+    assert list(artifacts) == study.published
+    for name, artifact in artifacts.items():
+        folder = study.run_folder(study.models[0], name, 0)
+        assert artifact["path"] == f"../{folder}"
+        assert folder.parent.as_posix() in outputs
