@@ -34,7 +34,7 @@ CATALOGUE = {
 }
 
 
-def made_run(study: Path, variant: str = "byot", form: dict = FORM, steps: int = 40) -> Path:
+def made_run(study: Path, variant: str = "byot", form: dict = FORM, steps: int = 40, block: str = "0-1") -> Path:
     """The folder of the run, below `study`/results/runs; its predictions lie beside."""
     form = {**form, "exits": True, "classes": 4}
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def made_run(study: Path, variant: str = "byot", form: dict = FORM, steps: int =
         optimiser.zero_grad()
         sum(F.cross_entropy(z, labels[rows]) for z in logits).backward()
         optimiser.step()
-    folder = study / "results/runs" / form["name"].replace(":", "_") / variant / "0-1" / "0"
+    folder = study / "results/runs" / form["name"].replace(":", "_") / variant / block / "0"
     folder.mkdir(parents=True)
     for name in ("weights", "validation_best"):
         state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
