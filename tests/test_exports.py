@@ -31,6 +31,7 @@ from selfdistill.config import read_study
 from selfdistill.data.prepared import Dataset
 from selfdistill.exports import card, network, onnx
 from selfdistill.models.trained import WeightsError, load_network, predict
+from selfdistill.stages import evaluate
 from selfdistill.training.cost import counted_flops, inference_macs
 
 SLIM = {"name": "resnet10-slim", "channels": 1, "classes": 4, "size": [8, 8]}
@@ -138,6 +139,10 @@ def test_what_cannot_be_loaded_so_is_refused_in_a_line(run, arguments, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         selfdistill.load(run, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_selection_is_that_of_an_evaluation():
+    assert network.WEIGHTS == evaluate.WEIGHTS
 
 
 @pytest.mark.parametrize("place", ["nowhere", ".", "file"])

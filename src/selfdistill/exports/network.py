@@ -25,10 +25,10 @@ from selfdistill.models.trained import (
     weight_hashes,
 )
 from selfdistill.outside import JSON, json_object, regular_bytes, untrusted
-from selfdistill.stages.evaluate import WEIGHTS
 
 CONFIG = "config.json"  # of an exported folder; a run's folder has run.json
 FORMAT = 1
+WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what selects it, as in an evaluation
 REMEDY = "name the folder of a trained run, or one that `selfdistill export` wrote"
 
 
