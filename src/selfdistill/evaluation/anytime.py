@@ -2,7 +2,7 @@
 
 How sure an exit is: the largest of its probabilities.  One threshold for all exits is the rule of BranchyNet-like
 networks; thresholds of each exit that keep a budget are "budgeted batch classification" of MSDNet (Huang et al. 2018,
-arXiv 1703.09844, section 4.2).  All are chosen on validation images.
+arXiv 1703.09844).  All are chosen on validation images.
 
 An image that leaves at exit k has also paid for the exits before it, which were not sure.
 """
