@@ -29,7 +29,7 @@ from selfdistill import models
 from selfdistill.cli import main
 from selfdistill.config import read_study
 from selfdistill.data.prepared import Dataset
-from selfdistill.exports import card, network, onnx
+from selfdistill.exports import card, folder, network, onnx
 from selfdistill.models.trained import WeightsError, load_network, predict
 from selfdistill.stages import evaluate
 from selfdistill.training.cost import counted_flops, inference_macs
@@ -251,7 +251,7 @@ DAMAGE = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "No such file"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "list in place of an object"),
-    "another format": (changed(format=2), "format 2; allowed: 1"),
+    "another format": (changed(format=2), "format 2; allowed: 'selfdistill 1'"),
     "no network": (changed(network=3), "not what `selfdistill export` writes (network)"),
     "no such network": (changed(network={**SLIM, "exits": True, "name": "nothing"}), "is no network"),
     "another selection": (changed(selection="test"), "not what `selfdistill export` writes"),
@@ -305,12 +305,35 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path, capsys):
     (tmp_path / "mine/diary.txt").write_text("dear")
     (tmp_path / "file").write_text("dear")
     (tmp_path / "link").symlink_to("mine")
-    for name in ("mine", "file", "link"):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text('{"format": "another"}')
+    assert export(run, tmp_path / "more") == 0
+    (tmp_path / "more/notes.txt").write_text("dear")
+    capsys.readouterr()
+    before = under(tmp_path)
+    for name in ("mine", "file", "link", "config", "more"):
         said = refused(capsys, run, tmp_path / name, "--force")
         assert said.startswith(f"{tmp_path / name}: there, and no folder that was exported")
-    assert (tmp_path / "mine/diary.txt").read_text() == "dear"
+    assert under(tmp_path) == before
     (tmp_path / "empty").mkdir()
     assert export(run, tmp_path / "empty") == 0
+
+
+def test_what_cannot_be_replaced_stays_where_it_is(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").write_text("dear")
+    with pytest.raises(FileNotFoundError):
+        folder.replace(tmp_path / "nothing", tmp_path / "out", tmp_path / "old")
+    assert under(tmp_path) == {"out/file": b"dear"}
+
+
+def test_predictions_of_other_weights_are_no_results_of_a_card(run, tmp_path, capsys):
+    shutil.copytree(run.parents[5] / "results", tmp_path / "results")
+    record = tmp_path / "results/predictions/resnet10-slim/byot/0.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "weights_sha256": "0" * 64}))
+    folder = tmp_path / run.relative_to(run.parents[5])
+    assert refused(capsys, folder, tmp_path / "out").startswith(f"{record}: predictions of other weights than those in")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, capsys, monkeypatch):

@@ -11,8 +11,7 @@ import yaml
 from selfdistill import __version__, methods
 from selfdistill.errors import printable
 from selfdistill.evaluation.exits import exit_names
-from selfdistill.evaluation.inputs import PredictionsError
-from selfdistill.evaluation.stored import predictions_of
+from selfdistill.evaluation.stored import predictions_file, predictions_of
 from selfdistill.exports.network import REMEDY, ExportError, Opened
 from selfdistill.outside import OutsideError, regular_bytes, untrusted
 
@@ -72,8 +71,8 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{name}")
 told = session.get_modelmeta().custom_metadata_map
 mean, std = (np.float32(json.loads(told[key])).reshape(1, -1, 1, 1) for key in ("mean", "std"))
-images = (pixels / np.float32(255) - mean) / std      # pixels: uint8, N x {channels} x {height} x {width}
-(logits,) = session.run(None, {{"images": images}})     # N x {classes}
+images = (pixels.astype(np.float32) / 255 - mean) / std  # pixels: uint8, N x {channels} x {height} x {width}
+(logits,) = session.run(None, {{"images": images}})  # N x {classes}
 classes = json.loads(told["classes"])
 ```"""
 
@@ -143,10 +142,10 @@ def reached(opened: Opened, source: Path) -> list[dict[str, Any]]:
     nothing where no predictions are stored beside the run."""
     if "reached" in opened.record:  # of an exported folder
         return opened.record["reached"]
-    try:
-        stored = predictions_of(source).of(opened.selection)
-    except PredictionsError:
+    file = predictions_file(source)
+    if file is None or not file.is_file():
         return []
+    stored = predictions_of(source).of(opened.selection)
     costs, images = stored.run["cost"]["inference_macs"], len(stored.labels)
     rows = []
     for name, logits, macs in zip(exit_names(stored.run), stored.logits, costs, strict=True):

@@ -27,7 +27,8 @@ from selfdistill.models.trained import (
 from selfdistill.outside import JSON, json_object, regular_bytes, untrusted
 
 CONFIG = "config.json"  # of an exported folder; a run's folder has run.json
-FORMAT = 1
+EXPORTED = "model.safetensors"  # the weights beside it
+FORMAT = "selfdistill 1"
 WEIGHTS = {"last": "weights", "validation": "validation_best"}  # a run's file, by what selects it, as in an evaluation
 REMEDY = "name the folder of a trained run, or one that `selfdistill export` wrote"
 
@@ -163,7 +164,7 @@ def exported(folder: Path, selection: str | None) -> Opened:
     file = folder / CONFIG
     record = json_object(file, REMEDY)
     if record.get("format") != FORMAT or record_fault(record) or record.get("selection") not in WEIGHTS:
-        fault = record_fault(record) or f"format {record.get('format')!r}; allowed: {FORMAT}"
+        fault = record_fault(record) or f"format {record.get('format')!r}; allowed: {FORMAT!r}"
         raise ExportError(f"{file}: not what `selfdistill export` writes ({fault}); {REMEDY}")
     if selection not in (None, record["selection"]):
         raise ExportError(
@@ -175,7 +176,7 @@ def exported(folder: Path, selection: str | None) -> Opened:
     for path, content in own.items():
         if not isinstance(hashes, dict) or hashes.get(path) != hashlib.sha256(content).hexdigest():
             raise ExportError(f"{folder / path}: not the file that was exported; export the network again")
-    weights = folder / "model.safetensors", record["weights_sha256"]
+    weights = folder / EXPORTED, record["weights_sha256"]
     return of_record(file, record, record["selection"], *weights, folder, own)
 
 
