@@ -44,7 +44,7 @@ def test_nothing_leaves_the_page_and_the_console_is_quiet(page):
 
 def test_every_figure_is_shown(page):
     widths = page.eval_on_selector_all("figure img", "images => images.map(i => i.complete ? i.naturalWidth : 0)")
-    assert len(widths) == 6
+    assert len(widths) == 7
     assert all(width > 100 for width in widths)
 
 
