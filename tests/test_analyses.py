@@ -237,7 +237,7 @@ def stored(tiny_study, monkeypatch) -> tuple[Stored, dict]:
 def test_what_was_found_before_is_taken_and_only_the_rest_computed(stored, tmp_path):
     predictions, plan = stored
     content, computed = measure.measured(predictions, plan)
-    assert {"accuracy", "cost", "exits"} <= set(computed)
+    assert {"accuracy", "anytime", "cost", "exits"} <= set(computed)
     earlier = tmp_path / "record.json"
     earlier.write_bytes(content)
     assert measure.measured(predictions, plan, [earlier]) == (content, [])
