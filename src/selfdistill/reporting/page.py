@@ -22,7 +22,7 @@ from selfdistill.reporting.records import machine, read_records
 from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in
 from selfdistill.summary.statistics import FEWEST
-from selfdistill.summary.text import headline_number, readable
+from selfdistill.summary.text import exit_words, headline_number, readable
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BESIDE = "contrasts", "networks", "tuning"  # tables that are of no analysis
@@ -142,9 +142,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     def pairs(rows: pd.DataFrame, words: str) -> str:
         """`BYOT improves on Plain`, for each row."""
         return "; ".join(
-            f"{r.title} {words} {r.against_title}"
-            + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
-            + (f" ({r.model})" if several else "")
+            f"{r.title} {words} {r.against_title}" + exit_words(r.exit) + (f" ({r.model})" if several else "")
             for r in rows.itertuples()
         )
 
