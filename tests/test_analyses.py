@@ -19,7 +19,8 @@ from selfdistill import analyses, closure
 from selfdistill.analyses import AnalysisError
 from selfdistill.config import read_study
 from selfdistill.errors import UserError
-from selfdistill.evaluation.inputs import Classes, Predictions, Probed, Stored
+from selfdistill.evaluation.inputs import Classes, Predictions, Stored
+from selfdistill.evaluation.probed import Probed
 from selfdistill.reporting.tables import analysis_tables
 from selfdistill.stages import measure
 from selfdistill.stages.plan import measure_plan
@@ -213,6 +214,12 @@ def test_a_number_that_is_not_defined_leaves_an_empty_cell(made):
     assert readable("made", table.reset_index(), bold_markdown, " ± ")["Error (%)"].tolist()[0] == ""
 
 
+def test_where_the_control_has_no_such_row_there_is_no_difference(made):
+    records = with_rows({"plain": [..., ..., ...], "byot": [0.05, 0.15, 0.1]})
+    shown = readable("made", table_of("made", records, "last", "plain"), bold_markdown, " ± ")
+    assert shown["Difference to control"].tolist() == [""]
+
+
 def test_runs_without_an_analysis_are_not_counted(made):
     records = with_rows({"plain": [0.3, 0.2, 0.1], "byot": [0.05, 0.15, 0.1]})
     del records[0]["measures"]["made"]
@@ -348,6 +355,6 @@ def test_a_probe_of_other_classes_is_refused(tmp_path):
     (tmp_path / "training").mkdir()
     (tmp_path / "training/dataset.json").write_text(json.dumps({"name": "other", "classes": ["a"], "counts": {}}))
     dataset = SimpleNamespace(name="own", classes=["b"])
-    probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu")
+    probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu", tmp_path)
     with pytest.raises(UserError, match="other: its classes are not those of own, in their order"):
         analyses.function("robustness")(probed)

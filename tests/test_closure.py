@@ -177,3 +177,7 @@ def test_what_hands_an_analysis_its_inputs_is_in_its_plan(monkeypatch):
     plan.analysis_plan("accuracy", None)
     assert {"evaluation/inputs.py", "evaluation/classification.py", "training/determinism.py"} <= hashed
     assert "analyses/exits.py" not in hashed
+    assert "evaluation/probed.py" not in hashed, "a new probe makes nothing stale that is stored"
+    plan.analysis_plan("gradients", None)
+    assert {"evaluation/probed.py", "evaluation/replay.py", "training/engine.py"} <= hashed
+    assert "analyses/flatness.py" not in hashed

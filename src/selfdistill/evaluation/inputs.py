@@ -1,4 +1,4 @@
-"""What an analysis is given of one run: stored predictions, or the network itself and images.
+"""What an analysis of stored predictions is given of one run.
 
 A run's predictions lie in results/predictions/<model>/<variant>: <seed>.json (what training said of the run, its
 history, and the SHA-256 of the other two), <seed>.safetensors (test images) and <seed>.validation.safetensors.
@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from selfdistill.data.prepared import Dataset
 from selfdistill.errors import UserError
 from selfdistill.evaluation import classification
 from selfdistill.evaluation.exits import exit_names
-from selfdistill.evaluation.finite import finite
-from selfdistill.evaluation.splits import ClassImages
-from selfdistill.models.sections import SectionedNetwork
-from selfdistill.models.trained import predict
 
 SELECTIONS = ("last", "validation")  # the weights that a study may select
 FILES = {"predictions.safetensors": ".safetensors", "validation.safetensors": ".validation.safetensors"}
@@ -217,56 +212,3 @@ class OfSeeds(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self.own.seeds)
-
-
-@dataclass(frozen=True)
-class Probed:
-    """The network of one run, with the weights that the study selects, and the data set that a probe looks at.
-
-    run: what training said of it; dataset: that it was trained on; file: of its weights, for messages; prepared: of
-    the probe's data set.
-    """
-
-    run: dict[str, Any]
-    network: SectionedNetwork
-    dataset: Dataset
-    file: Path
-    prepared: Path
-    device: str
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What preparing said of the probe's data set."""
-        return json.loads((self.prepared / "training" / "dataset.json").read_text())
-
-    @property
-    def exits(self) -> list[str]:
-        return exit_names(self.run)
-
-    def test_sets(self) -> Iterator[tuple[str, int | None, ClassImages]]:
-        """(set, severity, images) of the probe's test images; severities count from 1, None where a set has none.
-
-        Raises UserError where their classes are not those of the run's data set.
-        """
-        if list(self.dataset.classes) != self.facts["classes"]:
-            raise UserError(f"{self.facts['name']}: its classes are not those of {self.dataset.name}, in their order")
-        for part in self.facts["counts"]:
-            path = self.prepared / "test" / f"{part}.safetensors"
-            if not path.is_file():  # a split for training
-                continue
-            tensors = load_file(path, device=self.device)
-            images, labels, severities = tensors["images"], tensors["labels"], tensors.get("severity")
-            if severities is None:
-                yield part, None, ClassImages(images, labels)
-                continue
-            for severity in severities.unique().tolist():
-                rows = severities == severity
-                yield part, severity, ClassImages(images[rows], labels[rows])
-
-    def logits(self, images: ClassImages, words: str) -> Tensor:
-        """Of every exit, exits x N x K, on the CPU; words: which images they are, for messages."""
-        with torch.no_grad():
-            return finite(predict(self.network, self.dataset, images.images).cpu(), self.file, words)
-
-    def truth(self, images: ClassImages) -> Classes:
-        return Classes(images.labels.cpu())

@@ -97,8 +97,8 @@ def import_records(study: Study, paths: list[Path], replace: bool = False) -> li
 
     A file with a fault is refused as a whole, each fault in a line of its own; the others are not
     affected.  An entry of the run that is there already changes nothing, unless it alone carries what the run says
-    of each image, or `replace`, which never takes that away; one of another run of the same cell is a fault, unless
-    `replace`.
+    of each image or what a probe found of it, or `replace`, which never takes that away; one of another run of the same
+    cell is a fault, unless `replace`.
     """
     outcomes = []
     for path in paths:
@@ -125,11 +125,17 @@ def placed(study: Study, cell: tuple, entry: dict, path: Path, replace: bool) ->
     shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
     bare = "" if entry.get("images") else "; it carries nothing per image"
     same = there is not None and there["record"]["weights_sha256"] == entry["record"]["weights_sha256"]
-    more = bool(there and there.get("images"))  # what is there carries what each image got
-    if same and ((bare and more) or not (replace or (more < (not bare)))):
-        less = ", with what it says of each image, which this file lacks" if bare and more else ""
+    lost, gained = (carried(there) - carried(entry), carried(entry) - carried(there)) if there else (set(), set())
+    if same and (lost or not (replace or gained)):
+        less = f", with {', '.join(sorted(lost))}, which this file lacks" if lost else ""
         return Outcome("kept", f"{name}: this run is there already{less}{shadow}"), False
     return Outcome("replaced" if there else "imported", f"{name} from {path}{bare}{shadow}"), True
+
+
+def carried(entry: dict) -> set[str]:
+    """What an entry has that another one of the same run may lack, in words."""
+    probes = {f"what the probe {name} found" for name in entry["record"].get("probes", {})}
+    return probes | ({"what it says of each image"} if entry.get("images") else set())
 
 
 def existing(path: Path) -> dict | None:

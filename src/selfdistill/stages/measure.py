@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from selfdistill import analyses
 from selfdistill.data.prepared import Dataset, PreparedError
 from selfdistill.errors import UserError
-from selfdistill.evaluation.inputs import SELECTIONS, Predictions, Probed, Stored
+from selfdistill.evaluation.inputs import SELECTIONS, Predictions, Stored
+from selfdistill.evaluation.probed import Probed
 from selfdistill.files import write_atomically
 from selfdistill.locks import turn
-from selfdistill.models.trained import load_network
+from selfdistill.models.trained import load_network, read_run
 from selfdistill.outside import json_object, untrusted
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import WEIGHTS
@@ -174,6 +175,8 @@ def probe_study(study: "Study", probe: str) -> None:
         if faults := [key for key, kind in parts.items() if not isinstance(facts.get(key), kind)]:
             raise ValueError(f"dataset.json has no {faults[0]}")
     inputs = {**{key: value for key, value in plan.items() if key != "seeds"}, "other": hashes(prepared)}
+    if plan["data"] != study.dataset:
+        inputs["own"] = hashes(study.data_folder)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     cells = [cell for cell in study.cells() if not only_imported(study, cell)]
     runs = {cell: run_here(study.run_folder(*cell)) for cell in cells}  # before any work
@@ -183,9 +186,10 @@ def probe_study(study: "Study", probe: str) -> None:
         def write(place: Path, key: str, folder: Path = folder) -> None:
             network, run = load_network(folder, device, WEIGHTS[study.selection])
             file = folder / f"{WEIGHTS[study.selection]}.safetensors"
-            given = Probed(run, network, Dataset(**run["dataset"]), file, prepared, device)
+            dataset, own, teacher = Dataset(**run["dataset"]), study.data_folder, teacher_here(study, run)
+            given = Probed(run, network, dataset, file, prepared, device, own, teacher)
             told = {
-                **{part: plan[part] for part in ("protocol", "analysis", "data", "selection")},
+                **{part: plan[part] for part in ("protocol", "analysis", "data", "settings", "selection")},
                 "weights_sha256": run["weights_sha256"],
                 "pixels_sha256": facts["pixels_sha256"],
                 "rows": carried_out(plan["analysis"], given, plan["settings"]),
@@ -196,6 +200,15 @@ def probe_study(study: "Study", probe: str) -> None:
         name, own = "-".join(map(str, ("probe", probe, *cell))), {**inputs, "run": runs[cell]}
         place = study.results / "records" / "probes" / probe
         once(finished_folder(study), name, own, {"record.json": target}, outputs, write, place)
+
+
+def teacher_here(study: "Study", run: dict[str, Any]) -> Path | None:
+    """The folder of the run that another learnt from; None where there is none, or where its weights are not here."""
+    if run["teacher"] is None:
+        return None
+    folder = study.run_folder(run["teacher_model"] or run["model"], run["teacher"], run["seed"])
+    there = (folder / "run.json").is_file() and read_run(folder)["weights_sha256"] == run["teacher_sha256"]
+    return folder if there else None
 
 
 def only_imported(study: "Study", cell: Cell) -> bool:

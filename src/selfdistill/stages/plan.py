@@ -24,6 +24,7 @@ TRAINING = ("stages/cell.py", "training/determinism.py")
 TUNING = ("search.py", "stages/trial.py")
 EVALUATION = ("stages/evaluate.py", "training/determinism.py")
 MEASURING = ("evaluation/inputs.py", "training/determinism.py")  # what hands an analysis its inputs
+PROBING = ("evaluation/probed.py", "training/determinism.py")
 SPLIT = ("split", "training_images", "validation_images")  # which validation images a seed has
 REPORTS = {
     "tables": (),
@@ -112,7 +113,8 @@ def probe_plan(study: "Study", probe: str) -> dict:
 
 
 def analysis_plan(name: str, given: dict | None) -> dict:
-    return {"settings": analyses.settings(name, given), "code_sha256": code_of(*MEASURING, analyses.file(name))}
+    handing = PROBING if analyses.is_probe(name) else MEASURING
+    return {"settings": analyses.settings(name, given), "code_sha256": code_of(*handing, analyses.file(name))}
 
 
 def report_plan(study: "Study", stage: str) -> dict:

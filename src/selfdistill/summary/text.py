@@ -42,7 +42,9 @@ def readable(analysis: str, table: pd.DataFrame, bold: Bold, plus_minus: str) ->
     for key in judged(numbers):
         words = "Difference to control" if len(judged(numbers)) == 1 else f"{numbers[key]['title']}: to control"
         columns[words] = [
-            "control" if is_control else bold(number(difference, half, plus_minus, signed=True), False)
+            "control"
+            if is_control
+            else ("" if math.isnan(difference) else bold(number(difference, half, plus_minus, signed=True), False))
             for is_control, difference, half in zip(
                 table.control,
                 table[prefixed(key, numbers, "difference")],
