@@ -131,9 +131,13 @@ def report_plan(study: "Study", stage: str) -> dict:
     }
     if stage == "page":
         plan["analysis_cards"] = {name: sha256_of(analyses.FOLDER / f"{name}.md") for name in analyses.names()}
-    if stage == "tables":  # here and not among the stage's params, which DVC wants to be in every params.yaml
+    if stage == "tables":
+        from selfdistill.claims.declared import asked_of, read_claims, study_here  # pydantic, which may be missing
+
+        # here and not among the stage's params, which DVC wants to be in every params.yaml
         contrasts = {name: contrast.model_dump() for name, contrast in study.contrasts.items()}
-        plan |= {"contrasts": contrasts, "margin": study.margin}
+        tests = [[*where, test.model_dump()] for *where, test in asked_of(read_claims(), study_here(study.root))]
+        plan |= {"contrasts": contrasts, "margin": study.margin, "claims": tests}
     return plan
 
 
