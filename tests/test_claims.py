@@ -68,7 +68,7 @@ def test_the_ledger_is_a_command(capsys, monkeypatch):
     assert main(["claims"]) == 0
     assert f"{len(read_claims().claims)} claims: " in capsys.readouterr().out
     assert main(["claims", "drkd-cost"]) == 0
-    assert "2.33 times the operations of plain" in capsys.readouterr().out
+    assert "2.33 times the operations of Plain" in capsys.readouterr().out
     assert main(["claims", "drkd-cots"]) == 1
     assert "no claim 'drkd-cots'; did you mean 'drkd-cost'?" in capsys.readouterr().err
 
@@ -182,10 +182,10 @@ def contrasts(**verdicts: str) -> pd.DataFrame:
 def test_verdicts_of_contrasts_decide(verdicts, changes, outcome):
     claims = claims_of({"study": "s", "contrasts": list(verdicts)}, **changes)
     (asked,) = claims.claims["c"].tests
-    found = judged("c", 0, asked, claims.claims["c"], Found("-", {"contrasts": contrasts(**verdicts)}))
+    found = judged("c", 0, asked, claims.claims["c"], Found({"contrasts": contrasts(**verdicts)}))
     assert (found.outcome, found.seeds) == (outcome, "5")
     assert found.evidence[0] == f"BYOT against Plain: +0.20 points (-0.10 to +0.50, 95.00 %), {verdicts['a']}"
-    nothing = judged("c", 0, asked, claims.claims["c"], Found("-", {"contrasts": contrasts(other="improves")}))
+    nothing = judged("c", 0, asked, claims.claims["c"], Found({"contrasts": contrasts(other="improves")}))
     assert nothing.outcome == "not tested here"
 
 
@@ -194,14 +194,16 @@ def test_evidence_is_held_against_what_the_claim_expects(expects, outcome):
     trend = {"analysis": "exits", "number": "accuracy", "of": "byot", "along": "exit", "values": ["1/4", "2/4", "3/4"]}
     claims = claims_of({"study": "s", "trend": {**trend, "expects": expects}})
     table = evidence_table(claims, "s", runs(), "last")
-    assert entry_of("c", claims.claims["c"], {"s": Found("-", {"claims": table})}).outcome == outcome
-    assert entry_of("c", claims.claims["c"], {"s": Found("-", {"cost": table})}).outcome == "not tested here"
-    assert entry_of("c", claims.claims["c"], {"s": Found("-", {})}).outcome == "not tested here"
+    assert entry_of("c", claims.claims["c"], {"s": Found({"claims": table})}).outcome == outcome
+    assert entry_of("c", claims.claims["c"], {"s": Found({"cost": table})}).outcome == "not tested here"
+    assert entry_of("c", claims.claims["c"], {"s": Found({})}).outcome == "not tested here"
 
 
 @pytest.mark.parametrize(("at_most", "outcome"), [(1.2, "confirmed"), (1.1, "contradicted")])
 def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
-    cost = pd.DataFrame({"model": "net", "variant": ["plain", "byot"], "total_gflops": [10.0, 11.5]})
+    cost = pd.DataFrame(
+        {"model": "net", "variant": ["plain", "byot"], "title": ["Plain", "BYOT"], "total_gflops": [10.0, 11.5]}
+    )
     taken = {"plain": (1.0, 2.0, 4.0), "byot": (2.0, 4.0, 8.0)}
     hosts = {
         ("net", variant, seed): {"seconds": value, "hardware": "A" if seed < 2 else variant}
@@ -209,9 +211,9 @@ def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
         for seed, value in enumerate(values)
     }
     claims = claims_of({"study": "s", "cost": {"of": "byot", "against": "plain", "at_most": at_most}})
-    (test,) = entry_of("c", claims.claims["c"], {"s": Found("-", {"cost": cost}, hosts, "abc1234")}).tests
+    (test,) = entry_of("c", claims.claims["c"], {"s": Found({"cost": cost}, hosts, "abc1234")}).tests
     assert (test.outcome, test.seeds, test.hardware, test.commit) == (outcome, "2", "A, byot, plain", "abc1234")
-    assert "byot: 1.15 times the operations of plain" in test.evidence[0]
+    assert "BYOT: 1.15 times the operations of Plain" in test.evidence[0]
     assert "; 2.00 (2.00 to 2.00, 95 %) times its seconds" in test.evidence[0]
 
 

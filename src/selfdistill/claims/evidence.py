@@ -84,7 +84,12 @@ def paired_rows(form: Paired, by_model: dict[str, Of], selection: str) -> list[d
                 continue
             pairs = np.array([[one[value][seed] - other[value][seed]] for seed in seeds])
             effects.append(paired_effect(pairs))
-            rows.append({"model": model, "of": form.of, "against": form.against, "what": described(form, value)})
+            titles = {
+                key: next(iter(runs[variant].values()))["title"]
+                for key, variant in (("title", form.of), ("against_title", form.against))
+            }
+            pair = {"of": form.of, "against": form.against, **titles}
+            rows.append({"model": model, **pair, "what": described(form, value)})
     findings = family(effects, [0.0] * len(effects))
     return [
         {
@@ -128,6 +133,8 @@ def trend_rows(form: Trend, by_model: dict[str, Of], selection: str) -> list[dic
                 "model": model,
                 "of": form.of,
                 "against": "",
+                "title": runs[form.of][seeds[0]]["title"],
+                "against_title": "",
                 "what": f"{form.along} {form.values[0]} to {form.values[-1]}",
                 "n": len(seeds),
                 "difference": float((values[:, -1] - values[:, 0]).mean()),

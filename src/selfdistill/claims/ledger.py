@@ -10,7 +10,6 @@ outcome.
 - A claim is confirmed or contradicted where at least one study says so and none the contrary.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -20,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from selfdistill.claims.declared import Asked, Claim, Claims, Cost, Paired, Trend, published
-from selfdistill.config import purpose
 from selfdistill.errors import UserError
+from selfdistill.outside import json_object
 from selfdistill.reporting.files import read_table
 from selfdistill.summary.statistics import mean_interval
 
@@ -36,11 +35,9 @@ COMMIT = re.compile(r"^# Commit:\s+([0-9a-f]{7,40})\b", re.MULTILINE)
 class Found:
     """What is read of a study: its committed tables by name, and of each run what it said of its machine."""
 
-    title: str
     tables: dict[str, pd.DataFrame]
     hosts: dict[tuple[str, str, int], dict] = field(default_factory=dict)  # by network, variant and seed
     commit: str = ""
-    page: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,19 +75,19 @@ def ledger_of(places: dict[str, Path], claims: Claims) -> list[Entry]:
 
 
 def read_found(folder: Path) -> Found:
-    """What a study's folder holds in Git; no table where it has not run."""
-    results, params = folder / "results", folder / "params.yaml"
-    tables = {
-        name: read_table(path)
-        for name in ("contrasts", "claims", "cost")
-        if (path := results / "tables" / f"{name}.csv").is_file()
-    }
+    """What a study's folder holds in Git."""
     hosts = {}
-    for path in sorted((results / "hosts").glob("*/*/*.json")):
+    for path in sorted((folder / "results" / "hosts").glob("*/*/*.json")):
         model, variant = path.parent.parts[-2:]
-        hosts[model, variant, int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
-    named = COMMIT.search(params.read_text(encoding="utf-8"))
-    return Found(purpose(params), tables, hosts, named[1] if named else "", page=(results / "index.html").is_file())
+        hosts[model, variant, int(path.stem)] = json_object(path, "bring it back from Git, or remove it")
+    named = COMMIT.search((folder / "params.yaml").read_text(encoding="utf-8"))
+    return Found(read_evidence(folder / "results"), hosts, named[1] if named else "")
+
+
+def read_evidence(results: Path) -> dict[str, pd.DataFrame]:
+    """The tables that claims rest on; none of a study that has not run."""
+    paths = {name: results / "tables" / f"{name}.csv" for name in ("contrasts", "claims", "cost")}
+    return {name: read_table(path) for name, path in paths.items() if path.is_file()}
 
 
 def entry_of(name: str, claim: Claim, found: dict[str, Found]) -> Entry:
@@ -197,20 +194,15 @@ def difference(row: dict, unit: str) -> str:
 def of_evidence(name: str, place: int, form: Paired | Trend | None, found: Found) -> Parts:
     assert form is not None
     table = found.tables.get("claims")
-    rows = (
-        []
-        if table is None
-        else table[(table.claim == name) & (table.test == place)]
-        .fillna({"what": "", "against": "", "unit": ""})
-        .to_dict("records")
-    )
+    rows = [] if table is None else table[(table.claim == name) & (table.test == place)].to_dict("records")
     if not rows:
         return [(UNTESTED, f"no run of both variants has {form.number} of the analysis {form.analysis}")], []
     several, other = len({row["model"] for row in rows}) > 1, {"higher": "lower", "lower": "higher"}
     parts = []
     for row in rows:
         outcome = {form.expects: CONFIRMED, other[form.expects]: CONTRADICTED}.get(row["verdict"], UNDECIDED)
-        pair = f"{row['of']} against {row['against']}" if row["against"] else str(row["of"])
+        row |= {key: "" for key in ("what", "against", "against_title", "unit") if pd.isna(row[key])}
+        pair = f"{row['title']} against {row['against_title']}" if row["against"] else str(row["title"])
         what = f", {row['what']}" if row["what"] else ""
         p = "" if math.isnan(row["p_holm"]) else f"p {small(row['p_holm'])}, "
         parts.append(
@@ -225,16 +217,19 @@ def small(p: float) -> str:
 
 def of_cost(form: Cost, found: Found) -> Parts:
     """Operations decide; the seconds of runs, whose machines did other work, stand beside."""
-    table = found.tables.get("cost", pd.DataFrame({"model": [], "variant": [], "total_gflops": []}))
+    table = found.tables.get("cost", pd.DataFrame({"model": []}))
     parts, rows = [], []
     for model, runs in table.groupby("model", sort=False):
         spent = dict(zip(runs.variant, runs.total_gflops, strict=True))
+        titles = dict(zip(runs.variant, runs.title, strict=True))
         if form.of in spent and spent.get(form.against):
             ratio = spent[form.of] / spent[form.against]
             n, text = seconds(form, str(model), found)
             outcome = CONFIRMED if ratio <= form.at_most else CONTRADICTED
-            words = f"{ratio:.2f} times the operations of {form.against}, where {form.at_most:g} would do{text}"
-            parts.append((outcome, f"{form.of}{of_network({'model': model}, table.model.nunique() > 1)}: {words}"))
+            words = f"{ratio:.2f} times the operations of {titles[form.against]}, where {form.at_most:g} would do{text}"
+            parts.append(
+                (outcome, f"{titles[form.of]}{of_network({'model': model}, table.model.nunique() > 1)}: {words}")
+            )
             rows.append({"model": model, "of": form.of, "against": form.against, "n": n})
     return (parts, rows) if rows else ([(UNTESTED, f"no cost of {form.of} and {form.against}")], [])
 

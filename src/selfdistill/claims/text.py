@@ -43,9 +43,9 @@ def overview_table(ledger: list[Entry], claims: Claims, linked: bool) -> pd.Data
     return pd.DataFrame(
         {
             "Claim": [f"[{e.name}](#{e.name})" if linked else e.name for e in ledger],
-            "Paper": [claims.papers[e.claim.paper].arxiv for e in ledger],
-            "Says": [e.claim.claim for e in ledger],
             "Outcome": [e.outcome for e in ledger],
+            "Says": [e.claim.claim for e in ledger],
+            "Paper": [claims.papers[e.claim.paper].arxiv for e in ledger],
             "Tests with results": [with_results(e) for e in ledger],
         }
     )

@@ -23,13 +23,20 @@ def add(commands: Commands) -> None:
         "Draw results/figures (SVG and PNG) from results/tables: contrasts, accuracy by method, training "
         "curves, and accuracy against depth and against cost.",
     )
-    command(
+    sub = command(
         "page",
         page,
         "stage: write the page",
         "Write results/index.html: tables, figures, parameters, hardware, versions and hashes, in one file that "
         "needs nothing else.",
+        "Example: selfdistill page --all --open",
     )
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="write the page above all studies instead, results/studies.html at the repository's top",
+    )
+    sub.add_argument("--open", action="store_true", help="and show it in the browser")
     sub = command(
         "claims",
         claims,
@@ -85,9 +92,23 @@ def figures(options: Namespace) -> None:
 
 
 def page(options: Namespace) -> None:
-    study = read_study(STUDY)
-    numerics(study)
-    from selfdistill.reporting.page import write_page
+    if options.all:
+        from selfdistill.cli.studies import repository
+        from selfdistill.reporting.overview import write_overview
+        from selfdistill.studies import folders
 
-    write_page(study, STUDY)
-    print(f"the page: {(study.results / 'index.html').resolve()}")
+        root = repository()
+        path = write_overview(root, folders(root)).resolve()
+    else:
+        study = read_study(STUDY)
+        numerics(study)
+        from selfdistill.reporting.page import write_page
+
+        write_page(study, STUDY)
+        path = (study.results / "index.html").resolve()
+    print(f"the page: {path}")
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(path.as_uri()):
+            raise UserError(f"no browser could be started; open {path} in one, or name one in BROWSER")

@@ -28,7 +28,10 @@ SPLIT = ("split", "training_images", "validation_images")  # which validation im
 REPORTS = {
     "tables": (),
     "figures": ("summary/style.mplstyle",),
-    "page": ("reporting/page.html",),
+    "page": (
+        *(f"reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")),
+        *(f"claims/{name}" for name in ("claims.yaml", "published.csv")),
+    ),
 }  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
 # of them that is part of one is in the plan itself.
