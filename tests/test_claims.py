@@ -139,6 +139,12 @@ def test_differences_of_any_number_are_paired_by_seed_and_share_a_family():
     assert evidence_table(claims_of({"study": "s", "paired": across}), "another", records, "last").empty
 
 
+def test_rows_that_nothing_tells_apart_are_refused():
+    paired = {"analysis": "exits", "number": "accuracy", "of": "byot", "against": "plain"}
+    with pytest.raises(UserError, match=r"exits: accuracy: several rows of a run are not allowed; .+ apart by exit"):
+        evidence_table(claims_of({"study": "s", "paired": paired}), "s", runs(), "last")
+
+
 def test_a_trend_is_of_the_values_in_their_order():
     trend = {"analysis": "exits", "number": "accuracy", "of": "byot", "along": "exit", "values": ["1/4", "2/4", "3/4"]}
     (row,) = evidence_table(claims_of({"study": "s", "trend": trend}), "s", runs(), "last").to_dict("records")
@@ -231,6 +237,14 @@ def test_a_claim_is_what_its_tests_say_together(of_tests, of_claim):
     assert together(of_tests) == of_claim
 
 
+def test_a_test_that_stands_beside_does_not_decide():
+    tests = [{"study": "s", "contrasts": ["a"]}, {"study": "s", "contrasts": ["b"], "decides": False}]
+    found = {"s": Found({"contrasts": contrasts(a="undecided", b="improves")})}
+    entry = entry_of("c", claims_of(*tests).claims["c"], found)
+    assert entry.outcome == "undecided"
+    assert entry.tests[1].statistic.endswith("does not decide")
+
+
 def test_an_ill_posed_claim_and_an_untested_one_say_why():
     for key, outcome in (("ill_posed", "ill-posed"), ("untested", "not tested here")):
         entry = entry_of("c", claims_of(**{key: "because"}).claims["c"], {})
@@ -246,6 +260,7 @@ def test_a_study_may_name_the_commit_of_its_runs(tmp_path):
     ("change", "said"),
     [
         ({"tests": [{"study": "s"}]}, r"tests\[0\]: .+ allowed: exactly one of contrasts, paired, trend, cost"),
+        ({"tests": [{"study": "s", "contrasts": ["a"], "decides": False}]}, "allowed: at least one test that decides"),
         ({"tests": []}, "allowed: exactly one of tests, ill_posed, untested"),
         ({"plcae": "-"}, "plcae: unknown key; did you mean 'place'?"),
     ],

@@ -53,7 +53,8 @@ class Cost(Strict):
 
 
 class Asked(Strict):
-    """One test of a claim, in one study: exactly one of its four forms."""
+    """One test of a claim, in one study: exactly one of its four forms.  decides: whether the claim's outcome rests on
+    it, or it stands beside."""
 
     study: Name
     contrasts: list[Name] | None = Field(default=None, min_length=1)
@@ -61,6 +62,7 @@ class Asked(Strict):
     paired: Paired | None = None
     trend: Trend | None = None
     cost: Cost | None = None
+    decides: bool = True
 
     @model_validator(mode="after")
     def one_form(self) -> "Asked":
@@ -84,6 +86,8 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def decided_one_way(self) -> "Claim":
+        if self.tests and not any(test.decides for test in self.tests):
+            raise ValueError("at least one test that decides")
         if sum(map(bool, (self.tests, self.ill_posed, self.untested))) != 1:
             raise ValueError("exactly one of tests, ill_posed, untested")
         return self

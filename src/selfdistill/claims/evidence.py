@@ -11,9 +11,10 @@ import pandas as pd
 
 from selfdistill import analyses
 from selfdistill.claims.declared import Claims, Paired, Trend, Values, asked_of
+from selfdistill.errors import UserError
 from selfdistill.summary.grouping import rows_of
 from selfdistill.summary.statistics import LEVEL, TOO_FEW, family, holm, page_trend, paired_effect
-from selfdistill.summary.table import scaled
+from selfdistill.summary.table import key_columns, scaled
 
 Of = dict[str, dict[int, dict]]  # records of a network by variant and seed
 Cells = dict[object, dict[int, float]]  # a number by a key's value and by seed
@@ -55,7 +56,10 @@ def cells_of(
     runs: dict[int, dict], analysis: str, number: str, selection: str, where: Values, key: str | None
 ) -> Cells:
     """A number of some runs, by the value of a key (None without one) and by seed; shares times 100.  Rows that the
-    table leaves out are left out here, too, but where `where` or `key` names what tells them apart."""
+    table leaves out are left out here, too, but where `where` or `key` names what tells them apart.
+
+    Raises UserError where a run has several such rows.
+    """
     spec = analyses.about(analysis)["numbers"][number]
     hidden = {k for k in analyses.about(analysis).get("shown", {}) if k not in where and k != key}
     found: Cells = {}
@@ -63,7 +67,13 @@ def cells_of(
         for row in rows_of(record, analysis, selection):
             wanted = all(row.get(name) == value for name, value in where.items())
             if wanted and row.get(number) is not None and (not hidden or analyses.shows(analysis, row)):
-                found.setdefault(row.get(key) if key else None, {})[seed] = scaled(spec, row[number])
+                cell = found.setdefault(row.get(key) if key else None, {})
+                if seed in cell:
+                    raise UserError(
+                        f"claims.yaml: {analysis}: {number}: several rows of a run are not allowed; allowed: one, "
+                        f"which `where`, `each` or `along` tells apart by {', '.join(key_columns(analysis, every=True))}"
+                    )
+                cell[seed] = scaled(spec, row[number])
     return found
 
 

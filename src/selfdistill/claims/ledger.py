@@ -97,7 +97,8 @@ def entry_of(name: str, claim: Claim, found: dict[str, Found]) -> Entry:
         for row in published()
         if row["paper"] == claim.paper and row["table"] in claim.published and row["table"] == "abstract"
     )
-    outcome = ILL_POSED if claim.ill_posed else UNTESTED if claim.untested else together(t.outcome for t in tests)
+    decisive = [test.outcome for test, asked in zip(tests, claim.tests, strict=True) if asked.decides]
+    outcome = ILL_POSED if claim.ill_posed else UNTESTED if claim.untested else together(decisive)
     return Entry(name, claim, outcome, claim.ill_posed or claim.untested or "", tests, rows)
 
 
@@ -143,15 +144,17 @@ def judged(name: str, place: int, asked: Asked, claim: Claim, found: Found) -> T
 def statistic_of(asked: Asked) -> str:
     if asked.contrasts:
         family = "declared contrast" if len(asked.contrasts) == 1 else f"{len(asked.contrasts)} declared contrasts"
-        return f"{family}, paired by seed and test image, Holm over the study"
-    if asked.cost:
-        return "ratio of counted training operations; seconds beside"
-    if asked.trend:
-        return f"Page's trend test over {asked.trend.along} within seed, {asked.trend.analysis}: {asked.trend.number}"
-    form = asked.paired
-    assert form is not None
-    family = f", Holm over {form.each}" if form.each else ""
-    return f"difference paired by seed{family}, {form.analysis}: {form.number}"
+        words = f"{family}, paired by seed and test image, Holm over the study"
+    elif asked.cost:
+        words = "ratio of counted training operations; seconds beside"
+    elif asked.trend:
+        words = f"Page's trend test over {asked.trend.along} within seed, {asked.trend.analysis}: {asked.trend.number}"
+    else:
+        form = asked.paired
+        assert form is not None
+        family = f", Holm over {form.each}" if form.each else ""
+        words = f"difference paired by seed{family}, {form.analysis}: {form.number}"
+    return words if asked.decides else f"{words}; does not decide"
 
 
 Parts = tuple[list[tuple[str, str]], list[dict]]  # outcome and sentence of each part, and its rows

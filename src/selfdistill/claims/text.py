@@ -16,7 +16,7 @@ results of the studies; do not edit. A claim is
 - **confirmed** or **contradicted** where at least one study's test says so and none says the contrary: on the data,
   network and recipe of that study, of which few are the papers' own. A test in several parts, such as exits, confirms
   with all of them and contradicts with any. A gain that is shown to lie within the study's margin contradicts a claim
-  of a larger one;
+  of a larger one. Where a control is only beside, its test says so, and does not decide;
 - **undecided** where the tests that have run show neither, or contradict each other;
 - **ill-posed** where no result could confirm or contradict it, with the reason;
 - **not tested here** where no study that tests it has results, or none does.

@@ -111,7 +111,7 @@ def write_page(study: Study, params: Path) -> None:
         parameters=params.read_text(encoding="utf-8"),
         count=len(records),
         runs=runs_table(study, records),
-        hardware=sortable(hardware_table(records), pd.DataFrame(group[0] for _, _, group in by_variant(records))),
+        hardware=sortable(hardware_table(records), whose([group[0] for _, _, group in by_variant(records)])),
         mixed=len({machine(r) for r in records if r["host"]}) > 1,
         hosts=machines(records),
     )
@@ -186,12 +186,17 @@ def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
     return sortable(pd.DataFrame(rows), prose=("Says", "Evidence")) if rows else None
 
 
+def whose(records: list[dict]) -> pd.DataFrame:
+    """Of rows of runs, what a filter reads."""
+    return pd.DataFrame([{key: r[key] for key in ("model", "title", "method")} for r in records])
+
+
 def runs_table(study: Study, records: list[dict]) -> dict:
     """One row a run, to which its dots in figures lead."""
-    rows, frame = [], []
+    about = analyses.about(headline_of(records[0]))
+    key, number = about["headline"], about["numbers"][about["headline"]]
+    rows = []
     for r in records:
-        name = headline_of(r)
-        number = analyses.about(name)["numbers"][analyses.about(name)["headline"]]
         host = r["host"] or {}
         cell = f"{r['model']}/{r['variant']}/{r['seed']}.json"
         of_host = study.host_file(r["model"], r["variant"], r["seed"])
@@ -200,9 +205,7 @@ def runs_table(study: Study, records: list[dict]) -> dict:
                 "Network": r["model"],
                 "Method": r["title"],
                 "Seed": r["seed"],
-                title(
-                    number
-                ): f"{scaled(number, headline_row(r, study.selection)[analyses.about(name)['headline']]):.2f}",
+                title(number): f"{scaled(number, headline_row(r, study.selection)[key]):.2f}",
                 "Seconds": f"{host['seconds']:.1f}" if host else "",
                 "Hardware": machine(r) if host else "",
                 "Date": host.get("date", ""),
@@ -212,10 +215,8 @@ def runs_table(study: Study, records: list[dict]) -> dict:
                 "Host": Link("host", f"hosts/{cell}") if of_host.is_file() else "",
             }
         )
-        frame.append(
-            {"id": run_id(r["model"], r["variant"], r["seed"]), **{k: r[k] for k in ("model", "title", "method")}}
-        )
-    return sortable(pd.DataFrame(rows), pd.DataFrame(frame))
+    ids = [run_id(r["model"], r["variant"], r["seed"]) for r in records]
+    return sortable(pd.DataFrame(rows), whose(records).assign(id=ids))
 
 
 def differing(study: Study, name: str) -> dict[str, str]:
