@@ -69,9 +69,10 @@ def cells_of(
             if wanted and row.get(number) is not None and (not hidden or analyses.shows(analysis, row)):
                 cell = found.setdefault(row.get(key) if key else None, {})
                 if seed in cell:
+                    keys = ", ".join(key_columns(analysis, every=True))
                     raise UserError(
                         f"claims.yaml: {analysis}: {number}: several rows of a run are not allowed; allowed: one, "
-                        f"which `where`, `each` or `along` tells apart by {', '.join(key_columns(analysis, every=True))}"
+                        f"which `where`, `each` or `along` tells apart by {keys}"
                     )
                 cell[seed] = scaled(spec, row[number])
     return found
