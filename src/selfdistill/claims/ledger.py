@@ -20,8 +20,9 @@ import pandas as pd
 
 from selfdistill.claims.declared import Asked, Claim, Claims, Cost, Paired, Trend, published
 from selfdistill.errors import UserError
-from selfdistill.outside import json_object
+from selfdistill.reporting.entries import Host
 from selfdistill.reporting.files import read_table
+from selfdistill.reporting.records import told
 from selfdistill.summary.statistics import mean_interval
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
@@ -79,7 +80,7 @@ def read_found(folder: Path) -> Found:
     hosts = {}
     for path in sorted((folder / "results" / "hosts").glob("*/*/*.json")):
         model, variant = path.parent.parts[-2:]
-        hosts[model, variant, int(path.stem)] = json_object(path, "bring it back from Git, or remove it")
+        hosts[model, variant, int(path.stem)] = told(path, lambda _: Host, "bring it back from Git, or remove it")
     named = COMMIT.search((folder / "params.yaml").read_text(encoding="utf-8"))
     return Found(read_evidence(folder / "results"), hosts, named[1] if named else "")
 
@@ -243,7 +244,9 @@ def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
     logs = []
     for (m, variant, seed), host in found.hosts.items():
         other = found.hosts.get((model, form.against, seed))
-        if (m, variant) == (model, form.of) and other and other["hardware"] == host["hardware"]:
+        if not other or (m, variant) != (model, form.of) or other["hardware"] != host["hardware"]:
+            continue
+        if host["seconds"] > 0 and other["seconds"] > 0:
             logs.append(math.log(host["seconds"] / other["seconds"]))
     if len(logs) < 2:
         return len(logs), ""

@@ -22,12 +22,18 @@ from selfdistill.reporting.page import OVERVIEW, Link, headline, rendered, sorta
 
 def write_overview(root: Path, places: dict[str, Path]) -> Path:
     """Write results/studies.html at the repository's top; places: each study's folder by its name."""
+    path = root / OVERVIEW
+    write_atomically(path, overview_of(root, places).encode())
+    return path
+
+
+def overview_of(root: Path, places: dict[str, Path]) -> str:
     claims = read_claims()
     ledger = ledger_of(places, claims)
     told = [study_of(name, folder, root) for name, folder in places.items()]
     parts = [("studies", "Studies with results"), ("claims", "The papers' claims")]
     parts += [(name, paper.title) for name, paper in claims.papers.items()]
-    page = rendered(
+    return rendered(
         "studies.html",
         counted=text.counted(ledger),
         contents=[*parts, ("published", "Published figures that were verified")],
@@ -37,9 +43,6 @@ def write_overview(root: Path, places: dict[str, Path]) -> Path:
         papers=[paper_of(name, ledger, claims) for name in claims.papers],
         published=sortable(pd.DataFrame(published()).rename(columns=str.capitalize), prose=("Source",)),
     )
-    path = root / OVERVIEW
-    write_atomically(path, page.encode())
-    return path
 
 
 def study_of(name: str, folder: Path, root: Path) -> dict[str, Any]:

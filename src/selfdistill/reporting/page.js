@@ -120,7 +120,13 @@ for (const section of all("main section[id]")) seen.observe(section);
 
 // ---- what scrolls is reached by keyboard; a link into what is folded, and paper, unfold it
 const reach = () => {
-  for (const box of all(".scroll")) box.scrollWidth > box.clientWidth + 1 ? box.setAttribute("tabindex", "0") : box.removeAttribute("tabindex");
+  for (const box of all(".scroll")) {
+    const as = {tabindex: "0", role: "region", "aria-labelledby": box.dataset.label};
+    for (const [name, value] of Object.entries(as)) {
+      if (box.scrollWidth > box.clientWidth + 1) box.setAttribute(name, value);
+      else box.removeAttribute(name);
+    }
+  }
 };
 addEventListener("resize", reach);
 addEventListener("toggle", reach, true);
