@@ -1,5 +1,6 @@
 """Networks tested on other images than those of their data set: from made archives to the page."""
 
+import base64
 import gzip
 import hashlib
 import json
@@ -183,9 +184,9 @@ def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
 def test_the_page_shows_a_section_and_a_figure_of_each_data_set(tested):
     page = (tested / STUDY / "results/index.html").read_text()
     assert "Robustness: other images" in page
-    assert page.count("data:image/svg+xml") == 6 + 2
     for name in ("cifar10-c", "cifar10-1"):
-        assert (tested / STUDY / f"results/figures/robustness-{name}.svg").is_file()
+        drawn = (tested / STUDY / f"results/figures/robustness-{name}.svg").read_bytes()
+        assert base64.b64encode(drawn).decode() in page
 
 
 def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(tested, tmp_path):

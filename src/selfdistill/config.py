@@ -109,21 +109,16 @@ class Variant(Strict):
 class Contrast(Strict):
     """A comparison that is declared before the study runs, and tested once a network.
 
-    exit: last, the deepest of each network, or the section, counted from 1, after which it stands; where `against` has
-    no exit there, its deepest is compared.  table: whose hyper-parameters.  margin: a difference, in points, that would
-    not matter; the study's where it is left out.
+    exit: last, the deepest of each network; the section, counted from 1, after which it stands; or ensemble, all exits
+    together.  Where `against` has no exit there, or no other exits, its deepest is compared.  table: whose
+    hyper-parameters.  margin: a difference, in points, that would not matter; the study's where it is left out.
     """
 
     of: Name
     against: Name
-    exit: Literal["last"] | Annotated[int, Field(ge=1, le=100)] = "last"
+    exit: Literal["last", "ensemble"] | Annotated[int, Field(ge=1, le=100)] = "last"
     table: Literal["published", "tuned"] = "published"
     margin: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
-
-    @property
-    def section(self) -> int | None:
-        """After which section the compared exit stands; None for the deepest."""
-        return None if self.exit == "last" else self.exit
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -42,6 +42,8 @@ NEEDS = {
     "features": "stored features, of test images of persons",
     "outputs": "either of them",
     "networks": "stored outputs of the further networks of a run, which has some",
+    "seeds": "stored outputs of the variant's other seeds, where there are any",
+    "teacher": "stored outputs of the network that a student learned from, where there is one",
     "run": "what training said of the run, its cost and history",
     "network": "the trained network: a probe",
     "images": "the images of a probe's data set: a probe",

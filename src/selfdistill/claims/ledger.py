@@ -24,6 +24,7 @@ from selfdistill.reporting.entries import Host
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.records import told
 from selfdistill.summary.statistics import mean_interval
+from selfdistill.summary.text import exit_words
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 ILL_POSED, UNTESTED = "ill-posed", "not tested here"
@@ -175,9 +176,8 @@ def of_contrasts(asked: Asked, size: float | None, found: Found) -> Parts:
                 outcome = CONFIRMED
             elif size is not None and size > row["margin"]:
                 outcome = CONTRADICTED
-        pair = f"{row['title']} against {row['against_title']}"
-        at = "" if str(row["exit"]) == "last" else f", exit {row['exit']}"
-        parts.append((outcome, f"{pair}{at}{of_network(row, several)}: {difference(row, 'points')}{row['verdict']}"))
+        pair = f"{row['title']} against {row['against_title']}{exit_words(row['exit'])}"
+        parts.append((outcome, f"{pair}{of_network(row, several)}: {difference(row, 'points')}{row['verdict']}"))
     return parts, rows
 
 

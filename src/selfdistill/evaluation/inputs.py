@@ -6,8 +6,8 @@ history, and the SHA-256 of the other two), <seed>.safetensors (test images) and
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,9 @@ class Predictions:
     persons are found again, exits x N x D features; truth: what they show; validation: logits of the validation
     images, exits x M x K, and their labels, int64 M; networks: outputs of every network that the run left at its last
     epoch, by name, `last` the last of them.
+
+    Of other runs, as `outputs`, for an analysis that needs them: seeds: of the variant's other seeds, read one after
+    the other as they are asked for; teacher: of the network that the run learned from, None where there is none.
     """
 
     run: dict[str, Any]
@@ -108,6 +111,8 @@ class Predictions:
     truth: Classes | Persons
     validation: tuple[Tensor, Tensor]
     networks: dict[str, Tensor]
+    seeds: Mapping[int, Tensor] = field(default_factory=dict)
+    teacher: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -126,10 +131,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the predictions of a run lie: `file` is its <seed>.json."""
+    """Where the predictions of a run lie: `file` is its <seed>.json.
+
+    seeds, teacher: where those of the variant's other seeds lie, and of the network that it learned from.
+    """
 
     file: Path
     device: str = "cpu"
+    seeds: "Mapping[int, Stored]" = field(default_factory=dict)
+    teacher: "Stored | None" = None
 
     @cached_property
     def run(self) -> dict[str, Any]:
@@ -165,11 +175,48 @@ class Stored:
         told = self.test["identities"], self.test["cameras"], int(self.test["queries"])
         return Persons(*told, re_ranking, self.device)
 
-    def of(self, selection: str) -> Predictions:
+    def of(self, selection: str, needs: Collection[str] = ()) -> Predictions:
+        """needs: of an analysis; of other runs only what it needs is given."""
         names = (*self.run["members"], "last")
         validation = self.validation[selection], self.validation["labels"]
         networks = {name: self.test[name] for name in names}
-        return Predictions(self.run, self.test[selection], self.truth(), validation, networks)
+        seeds = OfSeeds(self, selection) if "seeds" in needs else {}
+        teacher = self.outputs_of(self.teacher, selection) if self.teacher and "teacher" in needs else None
+        return Predictions(self.run, self.test[selection], self.truth(), validation, networks, seeds, teacher)
+
+    def outputs_of(self, other: "Stored", selection: str) -> Tensor:
+        """Those of another run, of the same test images.  Nothing of it is kept."""
+        tensors = other.tensors("predictions.safetensors")
+        for name in ("labels", "identities"):
+            if name in self.test and not torch.equal(self.test[name], tensors.get(name, torch.empty(0))):
+                raise PredictionsError(f"{other.file}: of other test images than {self.file}; evaluate both again")
+        return tensors[selection]
+
+    def evaluations_of_others(self, needs: Collection[str]) -> dict[str, Any]:
+        """What identifies the predictions of other runs that an analysis is given; nothing of what there is not."""
+        found: dict[str, Any] = {}
+        if "seeds" in needs and self.seeds:
+            found["seeds"] = {str(seed): other.run["evaluation"] for seed, other in self.seeds.items()}
+        if "teacher" in needs and self.teacher:
+            found["teacher"] = self.teacher.run["evaluation"]
+        return found
+
+
+@dataclass(frozen=True)
+class OfSeeds(Mapping[int, Tensor]):
+    """The outputs of a variant's other seeds: of one network in memory at a time."""
+
+    own: Stored
+    selection: str
+
+    def __getitem__(self, seed: int) -> Tensor:
+        return self.own.outputs_of(self.own.seeds[seed], self.selection)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own.seeds)
+
+    def __len__(self) -> int:
+        return len(self.own.seeds)
 
 
 @dataclass(frozen=True)

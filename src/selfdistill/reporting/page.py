@@ -27,7 +27,7 @@ from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
 from selfdistill.summary.statistics import FEWEST
 from selfdistill.summary.table import scaled
-from selfdistill.summary.text import headline_number, readable, title
+from selfdistill.summary.text import exit_words, headline_number, readable, title
 
 OVERVIEW = "results/studies.html"  # the page of all studies, at the repository's top
 FOLDER = Path(__file__).parent  # of templates, style and script
@@ -252,9 +252,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     def pairs(rows: pd.DataFrame, words: str) -> str:
         """`BYOT improves on Plain`, for each row."""
         return "; ".join(
-            f"{r.title} {words} {r.against_title}"
-            + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
-            + (f" ({r.model})" if several else "")
+            f"{r.title} {words} {r.against_title}" + exit_words(r.exit) + (f" ({r.model})" if several else "")
             for r in rows.itertuples()
         )
 

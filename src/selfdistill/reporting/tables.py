@@ -32,6 +32,7 @@ from selfdistill.summary.text import (
     as_csv,
     bold_latex,
     bold_markdown,
+    exit_words,
     headline_number,
     latex,
     markdown,
@@ -124,7 +125,8 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
     main, numbers = about["headline"], about["numbers"]
 
     def value(record: dict, key: str, of: str) -> float:
-        return (100 if numbers[key]["unit"] == "%" else 1) * headline_row(record, of)[key]
+        found = headline_row(record, of)[key]
+        return math.nan if found is None else (100 if numbers[key]["unit"] == "%" else 1) * found
 
     rows = []
     for r in records:
@@ -220,7 +222,7 @@ def readable_contrasts(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.D
 
 def contrast_name(row: Any) -> str:
     """Of a row of `contrasts`: both titles, and the exit where it is not the deepest."""
-    return f"{row.title} against {row.against_title}" + ("" if str(row.exit) == "last" else f", exit {row.exit}")
+    return f"{row.title} against {row.against_title}" + exit_words(row.exit)
 
 
 def small(p: float) -> str:

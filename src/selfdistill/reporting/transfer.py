@@ -232,18 +232,22 @@ def image_faults(study: Study, record: dict, images: dict) -> Iterator[str]:
     prepared = study.data_folder / "training" / "dataset.json"
     counts = prepared_facts(prepared)["counts"] if prepared.is_file() else {}
     name = "first_rank" if persons else "correct"
+    key, exits = analyses.about(headline_of(record))["headline"], len(record["cost"]["inference_macs"])
     for selection, columns in found.items():
-        exits, right = at_exits(record, selection), columns[name]
-        shape = [len(exits), counts.get("query" if persons else "test", right.shape[1])]
-        if list(right.shape) != shape:
-            yield f"images.{selection}.{name}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
-            continue
-        key = analyses.about(headline_of(record))["headline"]
-        for number, (told, values) in enumerate(zip(exits, right, strict=True)):
-            share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
-            if abs(share - told) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
-                place = f"images.{selection}.{name}[{number}]"
-                yield f"{place}: a share of {share:g} is not allowed; allowed: the record's {key}, {told:g}"
+        numbers = at_exits(record, selection)
+        for column, wanted in ((name, numbers[:exits]), (per_image.TOGETHER[name], numbers[exits:])):
+            if column not in columns:
+                continue
+            right, place = columns[column], f"images.{selection}.{column}"
+            shape = [len(wanted), counts.get("query" if persons else "test", right.shape[1])]
+            if list(right.shape) != shape:
+                yield f"{place}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
+                continue
+            for number, (told, values) in enumerate(zip(wanted, right, strict=True)):
+                share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
+                if abs(share - told) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
+                    said = f"a share of {share:g} is not allowed; allowed: the record's {key}, {told:g}"
+                    yield f"{place}[{number}]: {said}"
 
 
 def outside(study: Study, record: Record) -> Iterator[str]:

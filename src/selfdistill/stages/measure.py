@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,22 +52,32 @@ def measure_study(study: "Study") -> None:
     folder = finished_folder(study)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     measured = study.results / "records" / "measured"
+    every = {cell: Stored(study.prediction_file(*cell), device) for cell in there}
     cached = finished.folder_in_cache(folder.parents[1], outputs.get(measured.as_posix(), ""))
     for cell in tqdm(there, unit="run", disable=None, leave=False):
         target, name = study.record_file(*cell), "measured-" + "-".join(map(str, cell))
         known = cached.get(target.relative_to(measured).as_posix())
-        content = record_of(study, cell, plan, device, folder, name, known)
+        content = record_of(with_others(study, cell, every), plan, folder, name, known)
         write_atomically(target, content)
 
 
-def record_of(
-    study: "Study", cell: Cell, plan: dict[str, dict], device: str, folder: Path, name: str, known: Path | None
-) -> bytes:
+def with_others(study: "Study", cell: Cell, every: dict[Cell, Stored]) -> Stored:
+    """The predictions of a cell, with those that its analyses may need of other cells, where they are here."""
+    model, variant, seed = cell
+    teacher, teacher_model = study.teacher_of(variant)
+    seeds = {other: (model, variant, other) for other in study.seeds_of(variant) if other != seed}
+    return replace(
+        every[cell],
+        seeds={other: every[place] for other, place in seeds.items() if place in every},
+        teacher=every.get((teacher_model or model, teacher, seed)) if teacher else None,
+    )
+
+
+def record_of(stored: Stored, plan: dict[str, dict], folder: Path, name: str, known: Path | None) -> bytes:
     """The record of a run, and its copy that waits until DVC has it, so that what is killed goes on where it was.
 
     known: an earlier one in DVC's cache.
     """
-    stored = Stored(study.prediction_file(*cell), device)
     with turn(folder.parents[1], name):
         waiting = sorted(folder.glob(f"{name}-*/record.json"))
         content, computed = measured(stored, plan, [*([known] if known else []), *waiting])
@@ -84,7 +95,11 @@ def measured(stored: Stored, plan: dict[str, dict], earlier: Sequence[Path] = ()
     records of the same cell, which may hold what is wanted."""
     run = stored.run
     wanted = {
-        name: finished.key_of({**own, "run": run["evaluation"]}) for name, own in plan.items() if applies(name, run)
+        name: finished.key_of(
+            {**own, "run": run["evaluation"], **stored.evaluations_of_others(analyses.about(name)["needs"])}
+        )
+        for name, own in plan.items()
+        if applies(name, run)
     }
     found = dict(reusable(earlier, wanted))
     lacking = [name for name in wanted if name not in found]
@@ -118,7 +133,8 @@ def reusable(files: Sequence[Path], wanted: dict[str, str]) -> Iterator[tuple[st
 def of_run(analysis: str, stored: Stored, settings: dict[str, Any]) -> dict[str, list[dict]]:
     """The rows of an analysis, by the selection that they are of."""
     selections = SELECTIONS if analyses.of_selection(analysis) else SELECTIONS[:1]
-    return {selection: carried_out(analysis, stored.of(selection), settings) for selection in selections}
+    needs = analyses.about(analysis)["needs"]
+    return {selection: carried_out(analysis, stored.of(selection, needs), settings) for selection in selections}
 
 
 def carried_out(analysis: str, inputs: Predictions | Probed, settings: dict[str, Any]) -> list[dict]:

@@ -79,6 +79,11 @@ def headline_number(tables: Any) -> tuple[str, dict[str, Any], str]:
     return key, spec, spec["title"].removeprefix("Test ")
 
 
+def exit_words(exit_name: object) -> str:
+    """Which exit a contrast compares, behind its two variants; nothing where it is the deepest."""
+    return {"last": "", "ensemble": ", all exits together"}.get(str(exit_name), f", exit {exit_name}")
+
+
 def number(value: float, half_width: float | None, plus_minus: str, signed: bool = False, digits: int = 2) -> str:
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text if half_width is None or math.isnan(half_width) else f"{text}{plus_minus}{half_width:.{digits}f}"
