@@ -154,6 +154,9 @@ def test_a_trend_is_of_the_values_in_their_order():
     assert row["difference"] == pytest.approx((data[:, 2] - data[:, 0]).mean())
     turned = {**trend, "values": trend["values"][::-1]}
     assert evidence_table(claims_of({"study": "s", "trend": turned}), "s", runs(), "last").verdict.tolist() == ["lower"]
+    several = runs() + [dict(r, model="net_b") for r in runs()]
+    both = evidence_table(claims_of({"study": "s", "trend": trend}), "s", several, "last")
+    assert both.p_holm.tolist() == pytest.approx([2 * row["p"]] * 2)  # networks are one family
     few = evidence_table(claims_of({"study": "s", "trend": trend}), "s", runs(4), "last")
     assert few.verdict.tolist() == ["too few seeds"]
 
