@@ -236,7 +236,7 @@ def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.Dat
             "Method": table.title,
             "Searched": table.value,
             "As published": table.published,
-            "Winners, median": table["median"],
+            "Winners, median": ["" if t == "" or pd.isna(t) else f"{float(t):g}" for t in table["median"]],
             "Winners, range": table.range,
             "Median / published": ["" if math.isnan(t) else f"{t:.2g}" for t in table.times_published],
             "Won by the published values": [f"{r.won_by_published} of {r.n}" for r in table.itertuples()],
