@@ -14,6 +14,7 @@ repro: install
 	workflow/run check
 	workflow/run prune
 	dvc repro
+	workflow/run page --all
 	@echo "The page: $(CURDIR)/results/index.html"
 
 # make study STUDY=fashion-mnist: the same for a study of studies/, which is shown to DVC first (.dvcignore)
@@ -21,6 +22,7 @@ study: install
 	@workflow/run study use "$(STUDY)"
 	cd studies/$(STUDY) && ../../workflow/run check && ../../workflow/run prune
 	dvc repro studies/$(STUDY)/dvc.yaml
+	workflow/run page --all
 	@echo "The page: $(CURDIR)/studies/$(STUDY)/results/index.html"
 
 test: install

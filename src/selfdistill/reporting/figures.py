@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_together
+from selfdistill.reporting.inline import run_id
 from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
 from selfdistill.summary.text import exit_words, headline_number
@@ -144,7 +145,7 @@ def draw_differences(ax: Axes, tables: Tables, style: Style) -> None:
         look, half = style.looks[row.variant], row.difference_half_width
         dots = seeds[row.variant].dropna()
         dots = dots[(dots > limits[0]) & (dots < limits[1])]
-        ax.scatter(dots, np.full(len(dots), y + 0.22), s=11, color=look.colour, alpha=0.55, linewidth=0, zorder=2)
+        draw_runs(ax, dots.to_numpy(), y, look, [run_id(row.model, row.variant, seed) for seed in dots.index])
         draw_difference(ax, y - 0.08, row.difference, row.difference - half, row.difference + half, look, limits)
     ax.axvline(0, color=CONTROL, linewidth=1, zorder=1)
     ax.set_yticks(range(len(table)), table.title)
@@ -211,12 +212,20 @@ def draw_headline(ax: Axes, tables: Tables, style: Style) -> None:
     """A row a method: every seed as a dot, the mean with its 95 % interval, the control as a line."""
     table = style.headline.reset_index(drop=True)
     for y, row in table.iterrows():
-        seeds, colour = tables["runs"][tables["runs"].variant == row.variant], style.looks[row.variant].colour
-        dots = seeds[f"test_{style.key}"]
-        ax.scatter(dots, [y + 0.22] * len(dots), s=11, color=colour, alpha=0.55, linewidth=0, zorder=2)
+        seeds = tables["runs"][tables["runs"].variant == row.variant]
+        runs = [run_id(row.model, row.variant, seed) for seed in seeds.seed]
+        draw_runs(ax, seeds[f"test_{style.key}"].to_numpy(), y, style.looks[row.variant], runs)
     style.rows(ax, table, list(table.title), style.key)
     ax.set_xlabel(f"test {style.words} (%): dots are seeds, bars 95 % intervals of the mean")
     ax.set_title(f"Test {style.words} by method")
+
+
+def draw_runs(ax: Axes, values: np.ndarray, y: float, look: Look, runs: list[str]) -> None:
+    """A dot a run, below the middle of its row, that leads to the run's place on the page."""
+    dots = ax.scatter(
+        values, np.full(len(values), y + 0.22), s=11, color=look.colour, alpha=0.55, linewidth=0, zorder=2
+    )
+    dots.set_urls([f"#{run}" for run in runs])
 
 
 def draw_curves(ax: Axes, tables: Tables, style: Style) -> None:

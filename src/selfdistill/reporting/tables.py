@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 
 from selfdistill import analyses
+from selfdistill.claims.declared import read_claims, study_here
+from selfdistill.claims.evidence import evidence_table
 from selfdistill.config import Study
 from selfdistill.reporting.contrasts import Right, contrast_table, effect_of, network_table, reader
 from selfdistill.reporting.files import write_together
@@ -71,6 +73,8 @@ def write_tables(study: Study) -> None:
             files[folder / f"{name}_all.csv"] = as_csv(name, whole)
     if tuned:
         files[folder / "expected_best.csv"] = as_csv("expected_best", best_table(tuned))
+    if len(evidence := evidence_table(read_claims(), study_here(study.root), every, study.selection)):
+        files[folder / "claims.csv"] = as_csv("claims", evidence)
     files[folder / "runs.csv"] = as_csv("runs", run_table(every, study.selection))
     files[folder / "curves.csv"] = as_csv("curves", curve_table(records))
     files[study.results / "metrics.json"] = as_json(metrics(joined(found, again), every))
@@ -232,7 +236,7 @@ def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.Dat
             "Method": table.title,
             "Searched": table.value,
             "As published": table.published,
-            "Winners, median": table["median"],
+            "Winners, median": ["" if t == "" or pd.isna(t) else f"{float(t):g}" for t in table["median"]],
             "Winners, range": table.range,
             "Median / published": ["" if math.isnan(t) else f"{t:.2g}" for t in table.times_published],
             "Won by the published values": [f"{r.won_by_published} of {r.n}" for r in table.itertuples()],

@@ -219,3 +219,19 @@ def over_networks(differences: Sequence[float]) -> float:
     if len(differences) < 5:
         return math.nan
     return float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def page_trend(values: np.ndarray) -> tuple[float, bool]:
+    """Page's trend test (J. Am. Stat. Assoc. 58, 1963) of S seeds x k >= 3 ordered treatments: the two-sided p of no
+    trend, twice the smaller of both directions', and whether values rise.  NaN below 5 seeds, which get no verdict.
+
+    Raises UserError for fewer than 3 treatments.
+    """
+    data = np.asarray(values, float)
+    if data.ndim != 2 or data.shape[1] < 3:
+        raise UserError(f"values of shape {data.shape} are not allowed; allowed: seeds x 3 or more treatments")
+    if len(data) < FEWEST:
+        return math.nan, bool(data[:, -1].mean() > data[:, 0].mean())
+    rising = float(stats.page_trend_test(data).pvalue)
+    falling = float(stats.page_trend_test(-data).pvalue)
+    return min(1.0, 2 * min(rising, falling)), rising < falling
