@@ -5,6 +5,7 @@ import copy
 import gzip
 import hashlib
 import json
+import math
 import re
 import shutil
 import zlib
@@ -521,9 +522,24 @@ def test_the_page_says_what_peak_memory_is_of(study):
     put(study, entry(study, "plain", 0))
     put(study, changed(entry(study, "plain", 1), "host.peak_memory_of", ...))  # an older file
     put(study, changed(entry(study, "byot", 0), "host.peak_memory_of", "run"))
-    rows = {row["Method"]: row["Peak memory of"] for _, row in hardware_table(read_records(study)).iterrows()}
+    rows = {
+        row["Method"]: row["Peak memory of"] for _, row in hardware_table(read_records(study), study.control).iterrows()
+    }
     assert rows == {"Plain": "process or run", "BYOT": "run"}
     assert "Peak memory of" in render(study)
+
+
+def test_the_page_says_what_operations_and_seconds_are_of_the_controls(study):
+    """Over seeds that both ran on equal hardware; the geometric mean of 3.2 and 5 is 4."""
+    for seed, seconds in ((0, 3.2), (1, 5.0), (2, 100.0)):
+        put(study, changed(changed(entry(study, "plain", 0), "record.seed", seed), "host.seconds", 1.0))
+        run = changed(changed(entry(study, "byot", 0), "record.seed", seed), "host.seconds", seconds)
+        put(study, changed(run, "host.hardware", "another") if seed == 2 else run)
+    plain, byot = (row for _, row in hardware_table(read_records(study), study.control).iterrows())
+    assert plain["Seconds, times the control's"] == plain["Operations, times the control's"] == "1.00"
+    assert byot["Operations, times the control's"] == "4.00"
+    half = 12.706205 * math.log(5 / 3.2) / 2  # t of one degree of freedom, and the standard error of two logarithms
+    assert byot["Seconds, times the control's"] == f"4.00 ({4 / math.exp(half):.2f} to {4 * math.exp(half):.2f})"
 
 
 def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):

@@ -23,7 +23,7 @@ from selfdistill.errors import UserError
 from selfdistill.reporting.entries import Host
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.records import told
-from selfdistill.summary.statistics import mean_interval
+from selfdistill.summary.statistics import mean_ratio
 from selfdistill.summary.text import exit_words
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
@@ -241,20 +241,18 @@ def of_cost(form: Cost, found: Found) -> Parts:
 def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
     """How many seeds ran both on equal hardware, and, of more than one, the ratio of seconds in words: its geometric
     mean and 95 % t-interval."""
-    logs = []
+    pairs = []
     for (m, variant, seed), host in found.hosts.items():
         other = found.hosts.get((model, form.against, seed))
         if not other or (m, variant) != (model, form.of) or other["hardware"] != host["hardware"]:
             continue
         if host["seconds"] > 0 and other["seconds"] > 0:
-            logs.append(math.log(host["seconds"] / other["seconds"]))
-    if len(logs) < 2:
-        return len(logs), ""
-    mean, half = mean_interval(logs)
-    ratio, low, high = (math.exp(value) for value in (mean, mean - half, mean + half))
-    return len(
-        logs
-    ), f"; {ratio:.2f} ({low:.2f} to {high:.2f}, 95 %) times its seconds, as the runs happened to be made"
+            pairs.append((host["seconds"], other["seconds"]))
+    if len(pairs) < 2:
+        return len(pairs), ""
+    ratio, low, high = mean_ratio(pairs)
+    words = f"; {ratio:.2f} ({low:.2f} to {high:.2f}, 95 %) times its seconds, as the runs happened to be made"
+    return len(pairs), words
 
 
 def machines(found: Found, variants: set[tuple[str, str]]) -> str:

@@ -23,9 +23,10 @@ from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
+from selfdistill.search import untuned
 from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
-from selfdistill.summary.statistics import FEWEST
+from selfdistill.summary.statistics import FEWEST, mean_ratio
 from selfdistill.summary.table import scaled
 from selfdistill.summary.text import exit_words, headline_number, readable, title
 
@@ -111,7 +112,9 @@ def write_page(study: Study, params: Path) -> None:
         parameters=params.read_text(encoding="utf-8"),
         count=len(records),
         runs=runs_table(study, records),
-        hardware=sortable(hardware_table(records), whose([group[0] for _, _, group in by_variant(records)])),
+        hardware=sortable(
+            hardware_table(records, study.control), whose([group[0] for _, _, group in by_variant(records)])
+        ),
         mixed=len({machine(r) for r in records if r["host"]}) > 1,
         hosts=machines(records),
     )
@@ -342,9 +345,16 @@ def sort_value(text: str) -> float | str:
     return float(leading[1].replace(",", "")) if leading else text
 
 
-def hardware_table(records: list[dict]) -> pd.DataFrame:
-    """One row a model and variant: the hardware and precision of its runs, and what they took there."""
+def hardware_table(records: list[dict], control: str) -> pd.DataFrame:
+    """One row a model and variant: the hardware and precision of its runs, and what they took there; beside it, without
+    a teacher's, counted operations and measured seconds as multiples of the control's, the seconds of runs of equal
+    seed, hardware and precision."""
     rows = []
+    controls = {
+        (r["model"], r["seed"], machine(r), r["variant"] != control): r
+        for r in records
+        if (untuned(r["variant"]) or r["variant"]) == control and r["host"]
+    }
     for model, _, group in by_variant(records):
         by_machine: dict[str, list[dict]] = {}
         for record in sorted(group, key=machine):
@@ -357,15 +367,32 @@ def hardware_table(records: list[dict]) -> pd.DataFrame:
             "Method": group[0]["title"],
             "Hardware": tables.in_words(map(machine, group)),
             "Median seconds of a run": per_machine(hosts, "seconds", median, "{:.1f}"),
+            **of_control(group, controls),
             "Peak memory (MB)": per_machine(hosts, "peak_memory_mb", max, "{:,}"),
             "Peak memory of": per_machine(hosts, "peak_memory_of", alternatives, "{}"),
             "Peak GPU memory (MB)": per_machine(hosts, "peak_device_memory_mb", max, "{:,}"),
         }
         rows.append(row)
     table = pd.DataFrame(rows)
-    unknown = [name for name in ("Peak memory of", "Peak GPU memory (MB)") if not any(table[name])]
+    optional = ("Peak memory of", "Peak GPU memory (MB)", *of_control([], {}))
+    unknown = [name for name in optional if not any(table[name])]
     table = table.drop(columns=unknown)
     return table.rename(columns={"model": "Network"}) if table.model.nunique() > 1 else table.drop(columns="model")
+
+
+def of_control(group: list[dict], controls: dict[tuple, dict]) -> dict[str, str]:
+    """Training operations of a variant's runs and, with their interval, their seconds, as multiples of the control's;
+    controls: its records, by model, seed, machine and whether its values are searched ones, as the variant's are."""
+    keys = ((r["model"], r["seed"], machine(r), bool(untuned(r["variant"]))) for r in group)
+    pairs = [(r, controls.get(key)) for r, key in zip(group, keys, strict=True) if r["host"]]
+    operations = [(r["cost"]["training_flops"], c["cost"]["training_flops"]) for r, c in pairs if c]
+    seconds = [(r["host"].get("seconds", 0), c["host"].get("seconds", 0)) for r, c in pairs if c]
+    words = {"Operations, times the control's": "", "Seconds, times the control's": ""}
+    for name, values in zip(words, (operations, seconds), strict=True):
+        if positive := [pair for pair in values if min(pair) > 0]:
+            ratio, low, high = mean_ratio(positive)
+            words[name] = f"{ratio:.2f}" + (f" ({low:.2f} to {high:.2f})" if high - low > 1e-9 else "")
+    return words
 
 
 def alternatives(words: list[str]) -> str:

@@ -10,7 +10,7 @@ alone makes the 95 % interval cover 99 % where seeds add little; `benchmarks/cov
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, math.nan
     return mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.asarray(values, float).std(ddof=1) / math.sqrt(n))
+
+
+def mean_ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+    """The geometric mean of the ratios of pairs of positive numbers, and its 95 % t-interval, low and high: those of
+    the logarithms.  The interval is NaN below two pairs.
+
+    Raises UserError for no pairs.
+    """
+    mean, half = mean_interval([math.log(one / other) for one, other in pairs])
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 @dataclass(frozen=True)
