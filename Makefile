@@ -14,6 +14,7 @@ repro: install
 	workflow/run check
 	workflow/run prune
 	dvc repro
+	workflow/run page --all
 	@echo "The page: $(CURDIR)/results/index.html"
 
 # make study STUDY=fashion-mnist: the same for a study of studies/, which is shown to DVC first (.dvcignore)
@@ -21,6 +22,7 @@ study: install
 	@workflow/run study use "$(STUDY)"
 	cd studies/$(STUDY) && ../../workflow/run check && ../../workflow/run prune
 	dvc repro studies/$(STUDY)/dvc.yaml
+	workflow/run page --all
 	@echo "The page: $(CURDIR)/studies/$(STUDY)/results/index.html"
 
 test: install
@@ -48,11 +50,11 @@ $(BIN)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV), which takes minutes: PyTorch first, then some 180 packages. About 0.5 GB to download and"
+	@echo "Installing into $(VENV), which takes minutes: PyTorch first, then some 190 packages. About 0.5 GB to download and"
 	@echo "2 GB on disk with PyTorch's build for CPUs; its build for CUDA, taken where nothing else is offered, is some 2.5 GB more"
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
 	@echo "PyTorch takes $$(du -sh $(VENV) | cut -f1); the other packages come now"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[pipeline,export,dev]'
 	-@test -w /dev/shm && mkdir -p .dvc/tmp && ln -sfn /dev/shm/dvc-rwlock-$$(id -u)-$$(pwd | cksum | cut -d' ' -f1) \
 		.dvc/tmp/rwlock
 	@echo "Installed: $$(du -sh $(VENV) | cut -f1) in $(VENV)"

@@ -161,6 +161,7 @@ def test_what_a_report_loads_and_reads_is_in_its_plan_or_a_dependency(stage, pro
         *declared["deps"],
         "results/hosts",  # measured once, and no output
         "results/predictions",  # of which the record has the hash
+        "src/selfdistill/claims/claims.yaml",  # of which the plan has what this study is asked
     ]
     files = {*planned["files"].values(), *planned.get("analysis_cards", {}).values()}
     for path in map(Path, read):
@@ -177,3 +178,7 @@ def test_what_hands_an_analysis_its_inputs_is_in_its_plan(monkeypatch):
     plan.analysis_plan("accuracy", None)
     assert {"evaluation/inputs.py", "evaluation/classification.py", "training/determinism.py"} <= hashed
     assert "analyses/exits.py" not in hashed
+    assert "evaluation/probed.py" not in hashed, "a new probe makes nothing stale that is stored"
+    plan.analysis_plan("gradients", None)
+    assert {"evaluation/probed.py", "evaluation/replay.py", "training/engine.py"} <= hashed
+    assert "analyses/flatness.py" not in hashed

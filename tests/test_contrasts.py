@@ -208,6 +208,36 @@ def test_an_exit_is_compared_with_the_deepest_of_a_network_without_it(study):
         asked(study(contrasts={"c": {"of": "byot", "against": "plain", "exit": 2}}), records, answers)
 
 
+def test_all_exits_together_are_compared_with_those_of_the_other_or_its_deepest(study):
+    records, answers = runs()
+    together = {"c": {"of": "byot", "against": "plain", "exit": "ensemble"}}
+    (row,) = asked(study(contrasts=together), records, answers).to_dict("records")
+    assert row["verdict"] == "nothing known per image"  # of runs that were packed before they carried it
+    generator = np.random.default_rng(6)
+    for record_ in records:
+        cell = record_["variant"], record_["seed"]
+        if cell[0] == "byot":
+            answers[cell] = np.vstack([answers[cell], generator.random(200) > 0.1]).astype(np.uint8)
+            record_["measures"]["accuracy"]["rows"]["last"][-1]["accuracy"] = float(answers[cell][-1].mean())
+    (row,) = asked(study(contrasts=together), records, answers).to_dict("records")
+    d = 100 * np.stack([answers["byot", s][2].astype(float) - answers["plain", s][0] for s in range(5)])
+    assert (row["difference"], row["images"]) == (pytest.approx(paired_effect(d).difference), 200)
+    assert (row["low"], row["high"]) == pytest.approx(paired_effect(d).interval(0.95))
+    (bare,) = asked(study(contrasts=together), records, {}).to_dict("records")
+    assert bare["difference"] == pytest.approx(row["difference"])
+    readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
+    assert readable.Contrast.tolist() == ["BYOT against Plain, all exits together"]
+    others = [{**r, "variant": "deep_supervision"} for r in records if r["variant"] == "byot"]
+    known = answers | {("deep_supervision", s): np.roll(answers["byot", s], 1, axis=1) for s in range(5)}
+    both = {"c": {"of": "byot", "against": "deep_supervision", "exit": "ensemble"}}
+    (row,) = asked(study(contrasts=both), records + others, known).to_dict("records")
+    d = np.stack([answers["byot", s][2].astype(float) - known["deep_supervision", s][2] for s in range(5)])
+    assert row["difference"] == pytest.approx(100 * d.mean())
+    single = {"c": {"of": "plain", "against": "byot", "exit": "ensemble"}}
+    with pytest.raises(UserError, match=r"contrasts.c.exit: ensemble is not allowed; plain of resnet10-slim has one"):
+        asked(study(contrasts=single), records, answers)
+
+
 def test_no_verdict_where_it_would_rest_on_too_little(study):
     records, answers = runs(shift=1.5)
     few = [r for r in records if r["seed"] < 3]
@@ -251,6 +281,7 @@ def test_several_networks_share_one_family_and_have_a_row_over_all(study):
         ),
         ({"of": "byot", "against": "byot"}, "contrasts.c.against: 'byot' is what it is compared with"),
         ({"of": "byot", "against": "plain", "exit": 0}, "contrasts.c.exit"),
+        ({"of": "byot", "against": "plain", "exit": "all"}, "contrasts.c.exit"),
         ({"of": "byot", "against": "plain", "margin": 0}, "contrasts.c.margin"),
         ({"of": "byot"}, "contrasts.c.against"),
     ],

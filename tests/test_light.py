@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import selfdistill
-from selfdistill.errors import PIPELINE, MissingPackageError
+from selfdistill.errors import EXTRAS, MissingPackageError
 from selfdistill.methods import MethodError
 from selfdistill.models import NetworkError
 from selfdistill.training.method import HyperParameterError
@@ -127,7 +127,7 @@ def test_the_extra_s_modules_are_those_that_the_package_imports_beside_the_light
     light = {"torch", "torchvision", "timm", "numpy", "PIL", "yaml", "safetensors", "tqdm"}
     light |= {"networkx"}  # torch's
     optional = {"pillow_heif"}
-    assert imported - sys.stdlib_module_names - light - optional - {"selfdistill"} == PIPELINE
+    assert imported - sys.stdlib_module_names - light - optional - {"selfdistill"} == set().union(*EXTRAS.values())
 
 
 def test_the_wheel_holds_the_package_and_asks_for_the_light_set(tmp_path):

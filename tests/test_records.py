@@ -5,6 +5,7 @@ import copy
 import gzip
 import hashlib
 import json
+import math
 import re
 import shutil
 import zlib
@@ -34,7 +35,7 @@ from selfdistill.reporting.tables import write_tables
 from selfdistill.reporting.transfer import TransferError, export_records, import_records
 from selfdistill.stages.evaluate_seeds import evaluate_variant
 from selfdistill.summary.figure import looks_of
-from selfdistill.summary.grouping import headline_of, rows_of
+from selfdistill.summary.grouping import at_exits, headline_of, rows_of
 from selfdistill.summary.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
@@ -521,9 +522,24 @@ def test_the_page_says_what_peak_memory_is_of(study):
     put(study, entry(study, "plain", 0))
     put(study, changed(entry(study, "plain", 1), "host.peak_memory_of", ...))  # an older file
     put(study, changed(entry(study, "byot", 0), "host.peak_memory_of", "run"))
-    rows = {row["Method"]: row["Peak memory of"] for _, row in hardware_table(read_records(study)).iterrows()}
+    rows = {
+        row["Method"]: row["Peak memory of"] for _, row in hardware_table(read_records(study), study.control).iterrows()
+    }
     assert rows == {"Plain": "process or run", "BYOT": "run"}
     assert "Peak memory of" in render(study)
+
+
+def test_the_page_says_what_operations_and_seconds_are_of_the_controls(study):
+    """Over seeds that both ran on equal hardware; the geometric mean of 3.2 and 5 is 4."""
+    for seed, seconds in ((0, 3.2), (1, 5.0), (2, 100.0)):
+        put(study, changed(changed(entry(study, "plain", 0), "record.seed", seed), "host.seconds", 1.0))
+        run = changed(changed(entry(study, "byot", 0), "record.seed", seed), "host.seconds", seconds)
+        put(study, changed(run, "host.hardware", "another") if seed == 2 else run)
+    plain, byot = (row for _, row in hardware_table(read_records(study), study.control).iterrows())
+    assert plain["Seconds, times the control's"] == plain["Operations, times the control's"] == "1.00"
+    assert byot["Operations, times the control's"] == "4.00"
+    half = 12.706205 * math.log(5 / 3.2) / 2  # t of one degree of freedom, and the standard error of two logarithms
+    assert byot["Seconds, times the control's"] == f"4.00 ({4 / math.exp(half):.2f} to {4 * math.exp(half):.2f})"
 
 
 def test_pruning_removes_blocks_and_seeds_that_the_study_lists_no_more(study):
@@ -675,6 +691,34 @@ def test_they_are_the_same_of_networks_that_were_trained(tiny_study, tmp_path, m
     assert len(there) == 2 * 2 * (1 + 4 + len(exits_of(read_records(read_study())[-1], "last")))
 
 
+def test_of_all_exits_together_the_same_is_known_where_a_run_was_imported(study, tmp_path):
+    for method in ("plain", "byot"):
+        put_tested(study, method, 0)
+
+    def right() -> dict[str, np.ndarray]:
+        return {record["variant"]: per_image.right(study, record, "last") for record in read_records(study)}
+
+    there = right()
+    assert {name: values.shape for name, values in there.items()} == {"plain": (1, 90), "byot": (5, 90)}
+    byot = next(record for record in read_records(study) if record["variant"] == "byot")
+    assert there["byot"].mean(axis=1) == pytest.approx(at_exits(byot, "last"), abs=1e-12)
+    export_records(study, tmp_path / "runs.jsonl.gz")
+    moved(study, tmp_path / "runs.jsonl.gz")
+    for name, values in right().items():
+        np.testing.assert_array_equal(values, there[name])
+
+
+def test_a_pack_of_before_there_were_ensembles_of_exits_in_it_is_imported(study, tmp_path):
+    put_tested(study, "byot", 0)
+    content = carried(study, tmp_path)
+    for columns in content["images"].values():
+        del columns["ensemble_correct"]
+    shutil.rmtree(study.results / "records")
+    assert states(import_records(study, [pack("old.jsonl.gz", content)])) == ["imported"]
+    (record,) = read_records(study)
+    assert per_image.right(study, record, "last").shape == (4, 90)
+
+
 def test_of_persons_ranks_and_average_precision_are_carried(study, tmp_path):
     chance = torch.Generator().manual_seed(0)
     identities = torch.tensor([1, 2, 3, 9, 1, 1, 2, 2, 3, 3, 0, 0])  # nobody in the gallery is 9
@@ -689,6 +733,7 @@ def test_of_persons_ranks_and_average_precision_are_carried(study, tmp_path):
     path.write_bytes(predictions)
     (record,) = read_records(study)
     there = per_image.read(study, record)
+    assert per_image.right(study, record, "last").mean(axis=1) == pytest.approx(at_exits(record, "last"))
     for selection, columns in there.items():
         ranks, precision = columns["first_rank"], columns["average_precision"].astype(np.float64)
         assert (ranks[:, 3] == 0).all()
@@ -739,6 +784,16 @@ WRONG = {
     "NaN": ("images.last.nll", column(NLL * np.nan), "images.last.nll: 360 values are not allowed"),
     "negative": ("images.last.nll", column(-NLL), "allowed: numbers from 0 to 65504"),
     "above 1": ("images.last.confidence", column(2 * NLL), "images.last.confidence: 360 values are not allowed"),
+    "several ensembles": (
+        "images.last.ensemble_correct",
+        column(ONES),
+        "images.last.ensemble_correct.shape: [4, 90] is not allowed; allowed: [1, 90]",
+    ),
+    "another run's ensemble": (
+        "images.last.ensemble_correct",
+        column(ONES[:1]),
+        "images.last.ensemble_correct[0]: a share of 1 is not allowed; allowed: the record's accuracy",
+    ),
     "another run's": (
         "images.last.correct",
         column(ONES),

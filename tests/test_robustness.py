@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from test_data import member, python2_pickle, tar
 from test_readers import npy
 
+from selfdistill import analyses
 from selfdistill.analyses.robustness import HELD_BACK
 from selfdistill.config import read_study
 from selfdistill.data.catalogue import read_catalogue
@@ -30,6 +31,19 @@ CORRUPTIONS = ("fog", "saturate", "snow")  # the second is one of those that the
 TESTED = 20  # images of the test split, and of each severity
 METHODS = ("plain", "byot", "drkd")
 ONE = {"cifar10-1": {"analysis": "robustness", "data": "cifar10-1"}}
+SETS = "cifar10-c", "cifar10-1"
+PROBES = {
+    **{name: {"analysis": "robustness", "data": name} for name in SETS},
+    "flat": {
+        "analysis": "flatness",
+        "data": "cifar10",
+        "settings": {"images": 20, "draws": 1, "sigmas": 2, "vectors": 1},
+    },
+    "slopes": {"analysis": "gradients", "data": "cifar10", "settings": {"batches": 1}},
+    "apart": {"analysis": "separability", "data": "cifar10"},
+    "strangers": {"analysis": "ood", "data": "digits"},
+    "made": {"analysis": "corruptions", "data": "cifar10", "settings": {"images": 4}},
+}
 
 
 def images(count: int, noise: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -99,14 +113,14 @@ def run_study(folder: Path) -> None:
             "seeds": [0, 1],
             "training_images": 80,
             "validation_images": 20,
-            "probes": {name: {"analysis": "robustness", "data": name} for name in ("cifar10-c", "cifar10-1")},
+            "probes": PROBES,
             "hyper.byot": {},
         },
         **{f"recipe.{key}": value for key, value in recipe.items()},
     )
     project.run("workflow/run", "study", "use", Path(STUDY).name)
     # the stages in one process, for its start is most of each one's time; then DVC is told
-    names = archives()
+    names = [*archives(), "digits"]
     Project(project / "data").run_all(
         *(["fetch", name] for name in names),
         *(["prepare", name] for name in names),
@@ -119,7 +133,7 @@ def run_study(folder: Path) -> None:
         *(["train", *cell, "--seeds", str(seed)] for cell in cells for seed in (0, 1)),
         *(["evaluate", *cell] for cell in cells),
         ["measure"],
-        *(["probe", name] for name in ("cifar10-c", "cifar10-1")),
+        *(["probe", name] for name in PROBES),
         *([stage] for stage in ("tables", "figures", "page")),
     )
     project.run(
@@ -183,9 +197,12 @@ def test_the_table_is_the_mean_over_sets_and_severities_that_count(tested):
 def test_the_page_shows_a_section_and_a_figure_of_each_data_set(tested):
     page = (tested / STUDY / "results/index.html").read_text()
     assert "Robustness: other images" in page
-    assert page.count("data:image/svg+xml") == 6 + 2
-    for name in ("cifar10-c", "cifar10-1"):
-        assert (tested / STUDY / f"results/figures/robustness-{name}.svg").is_file()
+    for analysis in ("flatness", "gradients", "separability", "ood", "corruptions"):
+        assert analyses.about(analysis)["title"] in page
+    drawings = [f"robustness-{name}" for name in SETS] + ["flatness-flat", "gradients", "separability"]
+    for name in [*drawings, "ood-strangers-softmax", "ood-strangers-energy", "corruptions-made"]:
+        assert (tested / STUDY / f"results/figures/{name}.svg").is_file()
+        assert f'<figcaption id="figure-{name}">' in page, name
 
 
 def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(tested, tmp_path):
@@ -202,7 +219,7 @@ def test_nothing_is_stale_and_another_list_makes_only_its_own_stages_stale(teste
     assert stale() == {"check", "tables", "page"}, "which read the list of probes"
     study = type(tested)(project / STUDY)
     removed = study.run("selfdistill", "prune").stdout
-    assert len(removed.splitlines()) == len(METHODS) * 2
+    assert len(removed.splitlines()) == (len(PROBES) - 1) * len(METHODS) * 2
     assert not (study / "results/records/probes/cifar10-c").exists()
     assert (study / "results/records/probes/cifar10-1/resnet10-slim/byot/1.json").is_file()
     study.run("selfdistill", "tables")
@@ -228,23 +245,38 @@ def test_no_seed_is_tested_twice_from_equal_inputs(tested, tmp_path):
 
 
 def test_what_was_found_travels_with_the_records(tested, tmp_path):
+    """To a clone that has neither runs nor images; and what is older than a probe is replaced by what has it."""
     project = type(tested)(tmp_path / "repo")
     shutil.copytree(tested.folder, project.folder, symlinks=True)
     study = type(tested)(project / STUDY)
-    before = (study / "results/tables/robustness.csv").read_bytes()
+    found = [*(study / "results/tables").glob("*")]
+    of_probes = [path for path in found if path.stem.removesuffix("_all") in {p["analysis"] for p in PROBES.values()}]
+    assert len(of_probes) == 4 * 6 - 1, "three forms of each, and all rows but of separability, which shows them"
+    before = {path: path.read_bytes() for path in of_probes}
     study.run("selfdistill", "records", "export", "runs.jsonl.gz")
-    shutil.rmtree(study / "results/records")
-    said = study.run_all(["records", "import", "runs.jsonl.gz"], ["tables"]).stdout
-    assert said.count("imported: ") == 6
-    assert (study / "results/tables/robustness.csv").read_bytes() == before
+    entries = [json.loads(line) for line in gzip.decompress((study / "runs.jsonl.gz").read_bytes()).splitlines()]
+    for entry in entries:  # as packed before there were probes, and before they told their settings
+        del entry["record"]["probes"]["flat"]
+        del entry["record"]["probes"]["apart"]["settings"]
+    (study / "older.jsonl.gz").write_bytes(gzip.compress(b"".join(json.dumps(e).encode() + b"\n" for e in entries)))
+    for made in (study / "results", project / "data/prepared", project / "data/raw"):
+        shutil.rmtree(made)
+    imports = [["records", "import", name] for name in ("older.jsonl.gz", "runs.jsonl.gz", "older.jsonl.gz")]
+    said = study.run_all(*imports, ["tables"]).stdout
+    assert [said.count(f"{word}: ") for word in ("imported", "replaced", "kept")] == [6, 6, 6]
+    assert "with what the probe flat found, which this file lacks" in said
+    assert {path: path.read_bytes() for path in of_probes} == before
 
     lines = gzip.decompress((study / "runs.jsonl.gz").read_bytes()).splitlines()
     entry = json.loads(lines[0])
     entry["record"]["probes"]["cifar10-1"]["pixels_sha256"]["test"] = "0" * 64
     entry["record"]["probes"]["cifar10-c"]["rows"] *= 2
+    entry["record"]["probes"]["flat"]["settings"]["draws"] = 9
     (study / "other.jsonl.gz").write_bytes(gzip.compress(json.dumps(entry).encode()))
+    shutil.copytree(tested / "data/prepared", project / "data/prepared")
     refused = study.run("selfdistill", "records", "import", "other.jsonl.gz", ok=False).stderr
     assert "record.probes.cifar10-1.pixels_sha256" in refused
+    assert "record.probes.flat.settings: {" in refused
     assert "record.probes.cifar10-c.rows: fog, severity 1: exits 4/4, 4/4 are not allowed; allowed: 4/4" in refused
 
 
@@ -263,7 +295,19 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
             {"c": {"analysis": "robust", "data": "cifar10-c"}},
             "probes.c.analysis: 'robust' is no probe; did you mean 'robus",
         ),
-        ({"c": {"analysis": "accuracy", "data": "cifar10-c"}}, "'accuracy' is no probe; known: robustness"),
+        ({"c": {"analysis": "accuracy", "data": "cifar10-c"}}, "'accuracy' is no probe; known: corruptions, flatness"),
+        (
+            {"c": {"analysis": "flatness", "data": "cifar10-c"}},
+            "probes.c.data: 'cifar10-c' is not allowed with flatness; allowed: cifar10, the study's own",
+        ),
+        (
+            {"c": {"analysis": "ood", "data": "cifar10"}},
+            "probes.c.data: 'cifar10' has no images of other classes; did you mean",
+        ),
+        (
+            {"c": {"analysis": "flatness", "data": "cifar10", "settings": {"draws": 0}}},
+            "probes.c.settings.draws: 0 is not allowed; allowed: a whole number from 1 to 1000",
+        ),
         ({"c": {**ONE["cifar10-1"], "settings": {"sets": 3}}}, "probes.c.settings.sets: unknown key; known: none"),
         (["cifar10-c"], 'probes: ["cifar10-c"] is not allowed'),
     ],
@@ -274,6 +318,16 @@ def test_a_probe_that_cannot_be_is_refused(probes, words, tmp_path):
     with pytest.raises(ConfigError) as error:
         read_study(tmp_path / "params.yaml")
     assert words in str(error.value)
+
+
+def test_persons_have_no_classes_to_probe(tmp_path):
+    content = yaml.safe_load((ROOT / "studies/srdl-market1501/params.yaml").read_text()) | {"root": str(ROOT)}
+    probes = {name: {"analysis": name, "data": content["dataset"]} for name in ("separability", "flatness")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content | {"probes": probes}))
+    with pytest.raises(ConfigError) as error:
+        read_study(tmp_path / "params.yaml")
+    assert "probes.separability.analysis: 'separability' is not allowed; market1501 has persons" in str(error.value)
+    assert "probes.flatness" not in str(error.value)
 
 
 def test_a_test_set_of_other_classes_is_refused(tmp_path):

@@ -13,11 +13,12 @@ from selfdistill.errors import asking_for_packages
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from selfdistill.exports.network import Network
     from selfdistill.models.sections import SectionedNetwork
     from selfdistill.training.method import Method
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_method", "create_network", "list_methods", "list_networks"]
+__all__ = ["__version__", "create_method", "create_network", "list_methods", "list_networks", "load"]
 
 
 def list_methods() -> list[str]:
@@ -84,3 +85,29 @@ def create_network(
         if type(value) is not int or value < least:
             raise models.NetworkError(f"{key}: {value!r} is not allowed; allowed: a whole number from {least}")
     return models.build(name, channels=channels, classes=classes, size=size, exits=exits, seed=seed, own=own)
+
+
+def load(
+    run: "str | Path",
+    *,
+    exit: int | None = None,
+    exits: str = "deepest",
+    selection: str | None = None,
+    pixels: bool = False,
+) -> "Network":
+    """A trained network in evaluation mode, on the CPU: float images N x C x H x W -> logits N x K, a tensor.
+
+    run: the folder of a trained run, or one that `selfdistill export` wrote; exit: 1 for the shallowest, without what
+    lies behind it; exits: `all` for the logits of all of them, exits x N x K; selection: `last` (a run's default) or
+    `validation`, the epoch that was best there; pixels: take uint8 pixels and normalise them inside.
+    `load(...).data` has `classes`, `size` (H, W), `mean`, `std` and `normalise`, which makes images of uint8 pixels.
+    Raises ExportError and WeightsError, both ValueErrors, that name the folder or file and say what is allowed.
+    A folder with a network file of a user's own runs that file.
+
+    >>> network = load("results/runs/resnet10-slim/byot/0-9/0", exit=2)
+    >>> network(network.data.normalise(pixels)).argmax(dim=1)
+    """
+    from selfdistill.exports.network import load
+
+    with asking_for_packages():
+        return load(run, exit=exit, exits=exits, selection=selection, pixels=pixels)

@@ -109,21 +109,16 @@ class Variant(Strict):
 class Contrast(Strict):
     """A comparison that is declared before the study runs, and tested once a network.
 
-    exit: last, the deepest of each network, or the section, counted from 1, after which it stands; where `against` has
-    no exit there, its deepest is compared.  table: whose hyper-parameters.  margin: a difference, in points, that would
-    not matter; the study's where it is left out.
+    exit: last, the deepest of each network; the section, counted from 1, after which it stands; or ensemble, all exits
+    together.  Where `against` has no exit there, or no other exits, its deepest is compared.  table: whose
+    hyper-parameters.  margin: a difference, in points, that would not matter; the study's where it is left out.
     """
 
     of: Name
     against: Name
-    exit: Literal["last"] | Annotated[int, Field(ge=1, le=100)] = "last"
+    exit: Literal["last", "ensemble"] | Annotated[int, Field(ge=1, le=100)] = "last"
     table: Literal["published", "tuned"] = "published"
     margin: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
-
-    @property
-    def section(self) -> int | None:
-        """After which section the compared exit stands; None for the deepest."""
-        return None if self.exit == "last" else self.exit
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -738,6 +733,32 @@ def person_faults(content: dict, dataset: str, entry: DataEntry) -> Iterator[str
             yield f"{place}.label_noise: {noise} is not allowed; allowed: 0, because {dataset} has persons, not classes"
 
 
+def probe_faults(probes: Any, dataset: str, entries: dict[str, DataEntry]) -> Iterator[str]:
+    """Probes of a data set's networks that take images which they cannot use."""
+    tests = [name for name, other in entries.items() if other.tests == dataset]
+    others = [
+        name
+        for name, other in entries.items()
+        if name != dataset and other.split is not None and "gallery" not in (other.images or {})
+    ]
+    persons = "gallery" in (entries[dataset].images or {})
+    for name, probe in probes.items() if isinstance(probes, dict) else ():
+        data, analysis = (probe.get(key) if isinstance(probe, dict) else None for key in ("data", "analysis"))
+        needs = set(analyses.about(analysis)["needs"]) if analysis in analyses.names() else set()
+        if persons and needs & {"images", "others"}:
+            yield f"probes.{name}.analysis: {analysis!r} is not allowed; {dataset} has persons, and it needs classes"
+        if not isinstance(data, str):
+            continue
+        if "others" in needs:
+            if data not in others:
+                yield f"probes.{name}.data: {data!r} has no images of other classes; {nearest(data, others)}"
+        elif "own" in needs and data != dataset:
+            yield f"probes.{name}.data: {data!r} is not allowed with {analysis}; allowed: {dataset}, the study's own"
+        elif data not in (dataset, *tests):
+            of_it = [dataset, *tests]
+            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, of_it)}"
+
+
 def data_faults(content: dict, folder: Path) -> Iterator[str]:
     root = content.get("root")
     if not isinstance(root, str) or not root:
@@ -758,12 +779,7 @@ def data_faults(content: dict, folder: Path) -> Iterator[str]:
         known = [name for name, other in catalogue.datasets.items() if other.split is not None]
         yield f"dataset: {dataset!r} has no training images of classes; allowed: {', '.join(known)}"
         return
-    probes = content.get("probes")
-    of_it = [dataset, *(name for name, other in catalogue.datasets.items() if other.tests == dataset)]
-    for name, probe in probes.items() if isinstance(probes, dict) else ():
-        data = probe.get("data") if isinstance(probe, dict) else None
-        if isinstance(data, str) and data not in of_it:
-            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, of_it)}"
+    yield from probe_faults(content.get("probes"), dataset, catalogue.datasets)
     sizes = [content.get(key) for key in ("training_images", "validation_images")]
     if content.get("split") in ("per_seed", "fixed") and all(size is None or type(size) is int for size in sizes):
         yield from split_faults(entry, content["split"], *sizes)

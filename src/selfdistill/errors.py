@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# what the extra `pipeline` brings, by the names of its modules
-PIPELINE = frozenset(
-    {"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "ruamel", "scipy", "seaborn"}
-)
+# what each extra brings, by the names of its modules
+EXTRAS = {
+    "pipeline": frozenset(
+        {"dvc", "filelock", "jinja2", "matplotlib", "pandas", "pydantic", "requests", "ruamel", "scipy", "seaborn"}
+    ),
+    "export": frozenset({"onnx", "onnxruntime", "onnxscript"}),
+}
+WORDS = {"pipeline": "the pipeline's packages come with", "export": "what ONNX needs comes with"}
 
 OUT_OF_ROOM = frozenset(
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")
@@ -24,7 +28,7 @@ class ConfigError(UserError):
 
 
 class MissingPackageError(UserError, ImportError):
-    """A package of the extra `pipeline` is needed and not installed; the message says which, and what to install."""
+    """A package of an extra is needed and not installed; the message says which, and what to install."""
 
 
 class NonFiniteOutputsError(UserError, RuntimeError):
@@ -33,15 +37,16 @@ class NonFiniteOutputsError(UserError, RuntimeError):
 
 @contextmanager
 def asking_for_packages() -> Iterator[None]:
-    """Inside, a package of the extra `pipeline` that is not installed is a MissingPackageError."""
+    """Inside, a package of an extra that is not installed is a MissingPackageError."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in PIPELINE:
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
         raise MissingPackageError(
-            f"{package} is not installed; the pipeline's packages come with: pip install 'selfdistill[pipeline]'"
+            f"{package} is not installed; {WORDS[extra]}: pip install 'selfdistill[{extra}]'"
         ) from None
 
 

@@ -42,11 +42,15 @@ NEEDS = {
     "features": "stored features, of test images of persons",
     "outputs": "either of them",
     "networks": "stored outputs of the further networks of a run, which has some",
+    "seeds": "stored outputs of the variant's other seeds, where there are any",
+    "teacher": "stored outputs of the network that a student learned from, where there is one",
     "run": "what training said of the run, its cost and history",
     "network": "the trained network: a probe",
-    "images": "the images of a probe's data set: a probe",
+    "images": "test images of the run's classes: a probe",
+    "own": "the images of the data set that the run was trained on, and no other: a probe",
+    "others": "the images of a data set of other classes: a probe",
 }
-PROBES = frozenset({"network", "images"})
+PROBES = frozenset({"network", "images", "own", "others"})
 SELECTED = frozenset({"logits", "features", "outputs", *PROBES})  # depend on the weights that a study selects
 NUMBER = {"title": str, "unit": str, "better": (str, type(None)), "judged": bool}
 MORE = {"exact": bool, "digits": int, "shown": str, "relative_to_control": str, "summed": bool}

@@ -1,4 +1,4 @@
-"""Accuracy, likelihood and calibration error of every exit, from stored logits."""
+"""Accuracy, likelihood, calibration error and Brier score of every exit, from stored logits."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,28 @@ ABOUT = {
             "shown": "runs",
         },
         "ece": {"title": "Calibration error", "unit": "%", "better": "lower", "judged": False, "shown": "runs"},
+        "top5": {"title": "Top-5 accuracy", "unit": "%", "better": "higher", "judged": False, "shown": "runs"},
+        "brier": {"title": "Brier score", "unit": "", "better": "lower", "judged": False, "shown": "runs"},
     },
 }
 
 
 def analyse(inputs: "Predictions") -> list[dict[str, Any]]:
     """One row an exit, shallow to deep, and one of all exits together."""
-    rows = [
-        {"exit": name, **inputs.truth.score(logits)} for name, logits in zip(inputs.exits, inputs.outputs, strict=True)
+    from selfdistill.evaluation.classification import brier, ensemble, metrics, top_k
+
+    found = dict(zip(inputs.exits, inputs.logits, strict=True))
+    if len(found) > 1:
+        found["ensemble"] = ensemble(inputs.logits)
+    return [
+        {
+            "exit": name,
+            **metrics(logits, inputs.labels),
+            "top5": top_k(logits, inputs.labels),
+            "brier": brier(logits, inputs.labels),
+        }
+        for name, logits in found.items()
     ]
-    several = [{"exit": "ensemble", **inputs.truth.ensemble(inputs.outputs)}] if len(rows) > 1 else []
-    return rows + several
 
 
 def contradictions(run: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from selfdistill import __version__
-from selfdistill.cli import bench, cells, data_sets, methods, params, predict, records, reports, studies
+from selfdistill.cli import bench, cells, data_sets, export, methods, params, predict, records, reports, studies
 from selfdistill.errors import ConfigError, UserError, asking_for_packages, lacking, printable
 
-NOUNS = (data_sets, cells, reports, records, studies, methods, params, bench, predict)  # in the order of --help
+NOUNS = (data_sets, cells, reports, records, studies, methods, params, bench, predict, export)  # in the order of --help
 
 
 def main(arguments: list[str] | None = None) -> int:

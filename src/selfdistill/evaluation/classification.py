@@ -37,6 +37,29 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> fl
     return (gap.abs().sum() / len(confidence)).item()
 
 
+def top_k(logits: Tensor, labels: Tensor, k: int = 5) -> float | None:
+    """The share of images whose class is among the k with the highest logits, N x K; of equal logits the class that
+    comes first counts as higher.  None where more than k classes are needed to miss it and there are not: K <= k."""
+    if logits.shape[1] <= k:
+        return None
+    logits, place = logits.double(), labels[:, None]
+    own = logits.gather(1, place)
+    before = (logits == own) & (torch.arange(logits.shape[1], device=logits.device) < place)
+    return (((logits > own) | before).sum(dim=1) < k).double().mean().item()
+
+
+def brier(logits: Tensor, labels: Tensor) -> float:
+    """The mean over images of sum over classes of (probability - [it is the class])^2, from 0 to 2 (Brier 1950);
+    logits: N x K."""
+    return beyond(logits.double().softmax(dim=1), labels).square_().sum(dim=1).mean().item()
+
+
+def beyond(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities N x K, float64, less 1 for the class that each image shows, in place."""
+    place = labels[:, None]
+    return probabilities.scatter_add_(1, place, probabilities.new_full(place.shape, -1.0))
+
+
 def ensemble(logits: Tensor) -> Tensor:
     """The mean of all exits' logits, N x K, as in the journal code of BYOT; logits: exits x N x K."""
     return logits.double().mean(dim=0)

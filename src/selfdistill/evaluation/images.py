@@ -1,7 +1,9 @@
 """Classify image files with a trained network."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from selfdistill.data.images import LARGEST, UnusableImageError, packed_form, si
 from selfdistill.data.prepared import Dataset
 from selfdistill.data.prepared.packed import centre_cropped
 from selfdistill.errors import UserError
+from selfdistill.evaluation.anytime import budget_thresholds, leave_early, leaving_macs
+from selfdistill.evaluation.anytime import confidence as certainty
 from selfdistill.evaluation.described import dataset_of
 from selfdistill.evaluation.finite import finite
+from selfdistill.evaluation.stored import predictions_of
 from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.models.sections import SectionedNetwork
 from selfdistill.models.trained import load_network, predict, read_run
@@ -29,8 +34,25 @@ class PredictError(UserError):
     """The run, the exit or an image cannot be used; the message names it."""
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """At which exit images leave: always `number`, from 1, or the first that reaches its threshold.
+
+    macs: of an image that leaves so at each exit.
+    """
+
+    number: int
+    thresholds: Sequence[float] = ()
+    macs: Sequence[int] = ()
+
+
 def classify(
-    folder: Path, images: list[Path], exit_number: int | None, invert: bool = False
+    folder: Path,
+    images: list[Path],
+    exit_number: int | None,
+    invert: bool = False,
+    confidence: float | None = None,
+    budget: float | None = None,
 ) -> Iterator[dict[str, Any] | PredictError]:
     """Per image, in their order: file, class, probability, exit, exits, and the probability of each class; or, not
     raised, why it cannot be read.  A few images are in memory at a time.
@@ -38,37 +60,76 @@ def classify(
     folder: a run's.  images: files, and folders, whose files are taken one by one as preparing takes them: below it in
     the order of their names, without hidden ones and those that systems make.  exit_number: 1 (shallowest) to the
     network's last; None for the last.
+    confidence: each image leaves at the first exit that gives a class at least this probability.  budget: the same with
+    a threshold of each exit, so that the run's validation images cost at most so many million multiply-adds on average.
+    With either, `million_macs` says what the image cost.
     Raises PredictError, and WeightsError for a run that was imported without its weights.
     """
     network, dataset = opened(folder)
-    exits = network.exit_count
-    number = exits if exit_number is None else exit_number
-    if not 1 <= number <= exits:
-        raise PredictError(
-            f"--exit {number}: this network has {exits} exit{'s' if exits > 1 else ''}; allowed: 1 to {exits}"
-        )
+    leaving = leaving_of(folder, network, exit_number, confidence, budget)
     files = (file for path in images for file in files_of(path))
     together = min(1000, max(1, TOGETHER // (dataset.channels * dataset.size[0] * dataset.size[1])))
     while some := list(islice(files, together)):
         read = [read_or_refused(file, dataset, invert) for file in some]
         usable = [pixels for pixels in read if isinstance(pixels, np.ndarray)]
-        found: Iterator[list[float]] = iter(())
+        found: Iterator[tuple[int, list[float]]] = iter(())
         if usable:
-            logits = predict(network, dataset, torch.from_numpy(np.stack(usable)))[number - 1 : number]
-            found = iter(finite(logits, folder / "weights.safetensors", "given")[0].softmax(dim=1).tolist())
+            taken, logits = answers(network, dataset, torch.from_numpy(np.stack(usable)), leaving)
+            rows = finite(logits[None], folder / "weights.safetensors", "given")[0].softmax(dim=1).tolist()
+            found = zip(taken, rows, strict=True)
         for path, pixels in zip(some, read, strict=True):
             if isinstance(pixels, PredictError):
                 yield pixels
                 continue
-            row = next(found)
+            place, row = next(found)
             yield {
                 "file": str(path),
                 "class": dataset.classes[row.index(max(row))],
                 "probability": max(row),
-                "exit": number,
-                "exits": exits,
+                "exit": place + 1,
+                "exits": network.exit_count,
+                **({"million_macs": leaving.macs[place] / 1e6} if leaving.thresholds else {}),
                 "probabilities": dict(zip(dataset.classes, row, strict=True)),
             }
+
+
+def answers(
+    network: SectionedNetwork, dataset: Dataset, images: torch.Tensor, leaving: Leaving
+) -> tuple[list[int], torch.Tensor]:
+    """The exit that each image leaves at, from 0, and its logits there, N x K; images: uint8 N x C x H x W."""
+    if not leaving.thresholds:
+        return [leaving.number - 1] * len(images), predict(network, dataset, images)[leaving.number - 1]
+    # one by one, so that an image runs through the sections that it needs and no others
+    found = [leave_early(network, one, leaving.thresholds) for one in dataset.normalise(images).split(1)]
+    return [place for place, _ in found], torch.cat([logits for _, logits in found])
+
+
+def leaving_of(
+    folder: Path, network: SectionedNetwork, number: int | None, confidence: float | None, budget: float | None
+) -> Leaving:
+    """What `classify` is asked for.  PredictError: it is not allowed, or the network has no exits to leave at."""
+    exits = network.exit_count
+    if sum(value is not None for value in (number, confidence, budget)) > 1:
+        raise PredictError("--exit, --confidence and --budget: allowed: one of them")
+    if number is not None and not 1 <= number <= exits:
+        raise PredictError(
+            f"--exit {number}: this network has {exits} exit{'s' if exits > 1 else ''}; allowed: 1 to {exits}"
+        )
+    if confidence is None and budget is None:
+        return Leaving(exits if number is None else number)
+    given = f"--confidence {confidence:g}" if budget is None else f"--budget {budget:g}"
+    if exits == 1:
+        raise PredictError(f"{given}: this network has 1 exit; allowed: of one with several, as byot trains it")
+    macs = leaving_macs(network)
+    if budget is None:
+        assert confidence is not None
+        if not 0 < confidence <= 1:
+            raise PredictError(f"{given} is not allowed; allowed: a probability, above 0, at most 1")
+        return Leaving(exits, [confidence] * (exits - 1), macs)
+    if not macs[0] / 1e6 <= budget < math.inf:
+        raise PredictError(f"{given} is not allowed; allowed: from {macs[0] / 1e6:g}, what the first exit costs")
+    sure = certainty(predictions_of(folder).validation["last"])
+    return Leaving(exits, budget_thresholds(sure, macs, 1e6 * budget), macs)
 
 
 def opened(folder: Path) -> tuple[SectionedNetwork, Dataset]:

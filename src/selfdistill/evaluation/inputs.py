@@ -1,4 +1,4 @@
-"""What an analysis is given of one run: stored predictions, or the network itself and images.
+"""What an analysis of stored predictions is given of one run.
 
 A run's predictions lie in results/predictions/<model>/<variant>: <seed>.json (what training said of the run, its
 history, and the SHA-256 of the other two), <seed>.safetensors (test images) and <seed>.validation.safetensors.
@@ -6,24 +6,19 @@ history, and the SHA-256 of the other two), <seed>.safetensors (test images) and
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from selfdistill.data.prepared import Dataset
 from selfdistill.errors import UserError
 from selfdistill.evaluation import classification
 from selfdistill.evaluation.exits import exit_names
-from selfdistill.evaluation.finite import finite
-from selfdistill.evaluation.splits import ClassImages
-from selfdistill.models.sections import SectionedNetwork
-from selfdistill.models.trained import predict
 
 SELECTIONS = ("last", "validation")  # the weights that a study may select
 FILES = {"predictions.safetensors": ".safetensors", "validation.safetensors": ".validation.safetensors"}
@@ -101,6 +96,9 @@ class Predictions:
     persons are found again, exits x N x D features; truth: what they show; validation: logits of the validation
     images, exits x M x K, and their labels, int64 M; networks: outputs of every network that the run left at its last
     epoch, by name, `last` the last of them.
+
+    Of other runs, as `outputs`, for an analysis that needs them: seeds: of the variant's other seeds, read one after
+    the other as they are asked for; teacher: of the network that the run learned from, None where there is none.
     """
 
     run: dict[str, Any]
@@ -108,6 +106,8 @@ class Predictions:
     truth: Classes | Persons
     validation: tuple[Tensor, Tensor]
     networks: dict[str, Tensor]
+    seeds: Mapping[int, Tensor] = field(default_factory=dict)
+    teacher: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -126,10 +126,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the predictions of a run lie: `file` is its <seed>.json."""
+    """Where the predictions of a run lie: `file` is its <seed>.json.
+
+    seeds, teacher: where those of the variant's other seeds lie, and of the network that it learned from.
+    """
 
     file: Path
     device: str = "cpu"
+    seeds: "Mapping[int, Stored]" = field(default_factory=dict)
+    teacher: "Stored | None" = None
 
     @cached_property
     def run(self) -> dict[str, Any]:
@@ -165,61 +170,45 @@ class Stored:
         told = self.test["identities"], self.test["cameras"], int(self.test["queries"])
         return Persons(*told, re_ranking, self.device)
 
-    def of(self, selection: str) -> Predictions:
+    def of(self, selection: str, needs: Collection[str] = ()) -> Predictions:
+        """needs: of an analysis; of other runs only what it needs is given."""
         names = (*self.run["members"], "last")
         validation = self.validation[selection], self.validation["labels"]
         networks = {name: self.test[name] for name in names}
-        return Predictions(self.run, self.test[selection], self.truth(), validation, networks)
+        seeds = OfSeeds(self, selection) if "seeds" in needs else {}
+        teacher = self.outputs_of(self.teacher, selection) if self.teacher and "teacher" in needs else None
+        return Predictions(self.run, self.test[selection], self.truth(), validation, networks, seeds, teacher)
+
+    def outputs_of(self, other: "Stored", selection: str) -> Tensor:
+        """Those of another run, of the same test images.  Nothing of it is kept."""
+        tensors = other.tensors("predictions.safetensors")
+        for name in ("labels", "identities"):
+            if name in self.test and not torch.equal(self.test[name], tensors.get(name, torch.empty(0))):
+                raise PredictionsError(f"{other.file}: of other test images than {self.file}; evaluate both again")
+        return tensors[selection]
+
+    def evaluations_of_others(self, needs: Collection[str]) -> dict[str, Any]:
+        """What identifies the predictions of other runs that an analysis is given; nothing of what there is not."""
+        found: dict[str, Any] = {}
+        if "seeds" in needs and self.seeds:
+            found["seeds"] = {str(seed): other.run["evaluation"] for seed, other in self.seeds.items()}
+        if "teacher" in needs and self.teacher:
+            found["teacher"] = self.teacher.run["evaluation"]
+        return found
 
 
 @dataclass(frozen=True)
-class Probed:
-    """The network of one run, with the weights that the study selects, and the data set that a probe looks at.
+class OfSeeds(Mapping[int, Tensor]):
+    """The outputs of a variant's other seeds: of one network in memory at a time."""
 
-    run: what training said of it; dataset: that it was trained on; file: of its weights, for messages; prepared: of
-    the probe's data set.
-    """
+    own: Stored
+    selection: str
 
-    run: dict[str, Any]
-    network: SectionedNetwork
-    dataset: Dataset
-    file: Path
-    prepared: Path
-    device: str
+    def __getitem__(self, seed: int) -> Tensor:
+        return self.own.outputs_of(self.own.seeds[seed], self.selection)
 
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What preparing said of the probe's data set."""
-        return json.loads((self.prepared / "training" / "dataset.json").read_text())
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own.seeds)
 
-    @property
-    def exits(self) -> list[str]:
-        return exit_names(self.run)
-
-    def test_sets(self) -> Iterator[tuple[str, int | None, ClassImages]]:
-        """(set, severity, images) of the probe's test images; severities count from 1, None where a set has none.
-
-        Raises UserError where their classes are not those of the run's data set.
-        """
-        if list(self.dataset.classes) != self.facts["classes"]:
-            raise UserError(f"{self.facts['name']}: its classes are not those of {self.dataset.name}, in their order")
-        for part in self.facts["counts"]:
-            path = self.prepared / "test" / f"{part}.safetensors"
-            if not path.is_file():  # a split for training
-                continue
-            tensors = load_file(path, device=self.device)
-            images, labels, severities = tensors["images"], tensors["labels"], tensors.get("severity")
-            if severities is None:
-                yield part, None, ClassImages(images, labels)
-                continue
-            for severity in severities.unique().tolist():
-                rows = severities == severity
-                yield part, severity, ClassImages(images[rows], labels[rows])
-
-    def logits(self, images: ClassImages, words: str) -> Tensor:
-        """Of every exit, exits x N x K, on the CPU; words: which images they are, for messages."""
-        with torch.no_grad():
-            return finite(predict(self.network, self.dataset, images.images).cpu(), self.file, words)
-
-    def truth(self, images: ClassImages) -> Classes:
-        return Classes(images.labels.cpu())
+    def __len__(self) -> int:
+        return len(self.own.seeds)

@@ -26,7 +26,7 @@ from selfdistill.summary.statistics import (
     probability_of_improvement,
 )
 
-# of a record: exits x images, 0 or 1; None where nothing is known per image
+# of a record: exits, and their ensemble where it is known, x images, 0 or 1; None where nothing is known per image
 Right = Callable[[dict], np.ndarray | None]
 BARE = "nothing known per image"
 ABSENT = "not in this study"
@@ -49,19 +49,21 @@ def reader(study: Study) -> Right:
 
 
 def effect_of(
-    runs: dict[int, dict], others: dict[int, dict], right: Right, selection: str, section: int | None = None
+    runs: dict[int, dict], others: dict[int, dict], right: Right, selection: str, exit: int | str = "last"
 ) -> Effect | None:
-    """The difference of two variants in points, paired by seed and test image; runs, others: records by seed; section:
-    whose exit is compared, None for the deepest.  A run of which nothing is known per image makes the spread over seeds
-    count alone.  None where no seed is in both."""
+    """The difference of two variants in points, paired by seed and test image; runs, others: records by seed; exit: as
+    of a contrast.  A run of which nothing is known per image makes the spread over seeds count alone.  None where no
+    seed is in both."""
     seeds = [seed for seed in runs if seed in others]
     if not seeds:
         return None
-    places = [[exit_at(of[seed], section) for of in (runs, others)] for seed in seeds]
+    places = [[exit_at(of[seed], exit) for of in (runs, others)] for seed in seeds]
     rows = []
     for seed, (place, other_place) in zip(seeds, places, strict=True):
         one, other = right(runs[seed]), right(others[seed])
-        if one is not None and other is not None and one.shape[1] == other.shape[1]:
+        if one is None or other is None or one.shape[1] != other.shape[1]:
+            continue
+        if place < len(one) and other_place < len(other):
             rows.append(one[place].astype(float) - other[other_place])
     if len(rows) == len(seeds) and len({len(row) for row in rows}) == 1:
         return paired_effect(100 * np.stack(rows))
@@ -72,10 +74,13 @@ def effect_of(
     return paired_effect(np.array([[100 * (a - b)] for a, b in values]))
 
 
-def exit_at(record: dict, section: int | None) -> int:
-    """The place among a run's exits of the one after a section; of a network without it, and for None, the deepest."""
+def exit_at(record: dict, exit: int | str) -> int:
+    """The place among a run's exits of the one after a section, or, after them, of their ensemble; of a network without
+    it, and for `last`, the deepest."""
     exits = len(record["cost"]["inference_macs"])
-    place = exits - 1 if section is None else section - 1 - (record["sections"] - exits)
+    if exit == "ensemble":
+        return exits if exits > 1 else exits - 1
+    place = exits - 1 if exit == "last" else int(exit) - 1 - (record["sections"] - exits)
     return place if 0 <= place < exits else exits - 1
 
 
@@ -91,7 +96,7 @@ def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFr
         for name, contrast in study.contrasts.items():
             of, against = (runs[model, variant] for variant in contrast.pair)
             refuse_unknown_exit(name, contrast, model, of)
-            effect = effect_of(of, against, right, study.selection, contrast.section)
+            effect = effect_of(of, against, right, study.selection, contrast.exit)
             rows.append({"model": model, "contrast": name, **described(study, contrast), **numbers(effect)})
             effects.append(effect)
     if not rows:
@@ -145,7 +150,11 @@ def numbers(effect: Effect | None) -> dict[str, Any]:
 def refuse_unknown_exit(name: str, contrast: Contrast, model: str, runs: dict[int, dict]) -> None:
     for record in runs.values():
         sections, exits = record["sections"], len(record["cost"]["inference_macs"])
-        if contrast.exit != "last" and not sections - exits < contrast.exit <= sections:
+        if contrast.exit == "ensemble" and exits == 1:
+            raise UserError(
+                f"params.yaml: contrasts.{name}.exit: ensemble is not allowed; {contrast.of} of {model} has one exit"
+            )
+        if isinstance(contrast.exit, int) and not sections - exits < contrast.exit <= sections:
             raise UserError(
                 f"params.yaml: contrasts.{name}.exit: {contrast.exit} is not allowed; {contrast.of} of {model} has "
                 f"exits {sections - exits + 1} to {sections}"
@@ -162,7 +171,7 @@ def network_table(study: Study, contrasts: pd.DataFrame, records: list[dict]) ->
         contrast, better = study.contrasts[name], []
         for model in group.model:
             values = [
-                [at_exits(r, study.selection)[exit_at(r, contrast.section)] for r in runs[model, variant].values()]
+                [at_exits(r, study.selection)[exit_at(r, contrast.exit)] for r in runs[model, variant].values()]
                 for variant in contrast.pair
             ]
             better.append(probability_of_improvement(*values))

@@ -49,6 +49,7 @@ class Probed(Open):
     analysis: Name
     data: Name
     selection: Literal["last", "validation"]
+    settings: dict[str, Any] | None = None  # None of what is older than this key
     pixels_sha256: dict[str, Sha256]
     rows: list[dict[str, Any]]
 

@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_together
+from selfdistill.reporting.inline import run_id
 from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
-from selfdistill.summary.text import headline_number
+from selfdistill.summary.text import exit_words, headline_number
 
 CUT = 2.5  # what lies further out than so many times the median reach of an interval is cut off, with an arrow
 # without dates and versions, so that the same picture is the same file
@@ -31,7 +32,11 @@ def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
     tables = {
         name: read_table(results / "tables" / f"{name}.csv")
-        for name in (*analyses.names(), *(f"{name}_tuned" for name in analyses.headlines()), *BESIDE)
+        for name in (
+            *(f"{name}{kind}" for name in analyses.names() for kind in ("", "_all")),
+            *(f"{name}_tuned" for name in analyses.headlines()),
+            *BESIDE,
+        )
         if (results / "tables" / f"{name}.csv").is_file()
     }
     headline = headline_in(tables)
@@ -54,7 +59,8 @@ def draw_figures(results: Path) -> None:
                     figures.append((name, draw_headline, style.row_each, False))
                 elif hasattr(module, "draw"):
                     size = module.size(style) if hasattr(module, "size") else style.panel
-                    figures.append((name, partial(draw_own, analysis), size, False))
+                    grouped = style.many and getattr(module, "GROUPED", False)
+                    figures.append((name, partial(draw_own, analysis), size, grouped))
                 else:
                     figures.append((name, partial(draw_kind, analysis, kind), style.row_each, False))
         drawn: dict[Path, bytes] = {}
@@ -75,7 +81,8 @@ def style_of(tables: Tables) -> Style:
 
 
 def draw_own(analysis: str, ax: Axes, tables: Tables, style: Style) -> None:
-    analyses.load(analysis).draw(ax, tables[analysis], style)
+    every = tables.get(f"{analysis}_all", tables[analysis])
+    analyses.load(analysis).draw(ax, tables[analysis], replace(style, every=every))
 
 
 def draw_kind(analysis: str, kind: dict, ax: Axes, tables: Tables, style: Style) -> None:
@@ -114,10 +121,7 @@ def draw_contrasts(ax: Axes, tables: Tables, style: Style) -> None:
         if pd.notna(row.difference):
             draw_difference(ax, y, row.difference, row.low, row.high, style.looks[row.of], limits)
     ax.axvline(0, color=CONTROL, linewidth=1, zorder=1)
-    labels = [
-        f"{r.title} against {r.against_title}{'' if str(r.exit) == 'last' else f', exit {r.exit}'}\n{r.verdict}"
-        for r in table.itertuples()
-    ]
+    labels = [f"{r.title} against {r.against_title}{exit_words(r.exit)}\n{r.verdict}" for r in table.itertuples()]
     ax.set_yticks(range(len(table)), labels)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlim(*limits)
@@ -141,7 +145,7 @@ def draw_differences(ax: Axes, tables: Tables, style: Style) -> None:
         look, half = style.looks[row.variant], row.difference_half_width
         dots = seeds[row.variant].dropna()
         dots = dots[(dots > limits[0]) & (dots < limits[1])]
-        ax.scatter(dots, np.full(len(dots), y + 0.22), s=11, color=look.colour, alpha=0.55, linewidth=0, zorder=2)
+        draw_runs(ax, dots.to_numpy(), y, look, [run_id(row.model, row.variant, seed) for seed in dots.index])
         draw_difference(ax, y - 0.08, row.difference, row.difference - half, row.difference + half, look, limits)
     ax.axvline(0, color=CONTROL, linewidth=1, zorder=1)
     ax.set_yticks(range(len(table)), table.title)
@@ -208,12 +212,20 @@ def draw_headline(ax: Axes, tables: Tables, style: Style) -> None:
     """A row a method: every seed as a dot, the mean with its 95 % interval, the control as a line."""
     table = style.headline.reset_index(drop=True)
     for y, row in table.iterrows():
-        seeds, colour = tables["runs"][tables["runs"].variant == row.variant], style.looks[row.variant].colour
-        dots = seeds[f"test_{style.key}"]
-        ax.scatter(dots, [y + 0.22] * len(dots), s=11, color=colour, alpha=0.55, linewidth=0, zorder=2)
+        seeds = tables["runs"][tables["runs"].variant == row.variant]
+        runs = [run_id(row.model, row.variant, seed) for seed in seeds.seed]
+        draw_runs(ax, seeds[f"test_{style.key}"].to_numpy(), y, style.looks[row.variant], runs)
     style.rows(ax, table, list(table.title), style.key)
     ax.set_xlabel(f"test {style.words} (%): dots are seeds, bars 95 % intervals of the mean")
     ax.set_title(f"Test {style.words} by method")
+
+
+def draw_runs(ax: Axes, values: np.ndarray, y: float, look: Look, runs: list[str]) -> None:
+    """A dot a run, below the middle of its row, that leads to the run's place on the page."""
+    dots = ax.scatter(
+        values, np.full(len(values), y + 0.22), s=11, color=look.colour, alpha=0.55, linewidth=0, zorder=2
+    )
+    dots.set_urls([f"#{run}" for run in runs])
 
 
 def draw_curves(ax: Axes, tables: Tables, style: Style) -> None:

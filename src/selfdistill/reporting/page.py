@@ -1,9 +1,10 @@
 """The page: tables, figures, parameters, hashes and hardware of a study in one file."""
 
-import base64
 import posixpath
 import re
 from collections.abc import Callable
+from functools import partial
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -14,18 +15,26 @@ import pandas as pd
 
 from selfdistill import analyses, methods
 from selfdistill.analyses import caption
+from selfdistill.claims.declared import asked_of, read_claims, study_here
+from selfdistill.claims.ledger import Found, judged, read_evidence
 from selfdistill.config import Study, purpose
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
+from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
+from selfdistill.search import untuned
 from selfdistill.summary.figure import figure_names
-from selfdistill.summary.grouping import by_variant, headline_in
-from selfdistill.summary.statistics import FEWEST
-from selfdistill.summary.text import headline_number, readable
+from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
+from selfdistill.summary.statistics import FEWEST, mean_ratio
+from selfdistill.summary.table import scaled
+from selfdistill.summary.text import exit_words, headline_number, readable, title
 
-TEMPLATE = Path(__file__).with_name("page.html")
+OVERVIEW = "results/studies.html"  # the page of all studies, at the repository's top
+FOLDER = Path(__file__).parent  # of templates, style and script
 BESIDE = "contrasts", "networks", "tuning"  # tables that are of no analysis
+# columns that say what a row is, and stay in sight when a table scrolls
+LEADING = "Method", "Contrast", "Claim", "Study"
 FIGURES = {
     "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
     "margin within which two variants count as equivalent.",
@@ -51,62 +60,166 @@ def write_page(study: Study, params: Path) -> None:
     main = headline_in(frames)
     _, _, words = headline_number(frames)
     used = list(dict.fromkeys(study.variant(name).method for name in study.all_variants))
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    found = {
+        name: sortable(to_read(frames[name], bold, " ± "), frames[name]) if name in frames else None
+        for name, to_read in (
+            ("contrasts", tables.readable_contrasts),
+            ("networks", tables.readable_networks),
+            ("tuning", tables.readable_winners),
+        )
+    }
+    sections = [section(study, name, frames[name], name == main) for name in analyses.names() if name in frames]
+    tuned = [
+        {
+            "name": name,
+            "table": sortable(readable(name.removesuffix("_tuned"), frames[name], bold, " ± "), frames[name]),
+        }
+        for name in frames
+        if name.endswith("_tuned")
+    ]
+    ledger = posixpath.normpath(f"../{study.root}/docs/claims.md")
+    claims = claims_table(study, records, ledger)
+    page = rendered(
+        "page.html",
         study=study,
         purpose=purpose(params) or records[0]["dataset"]["name"],
         dataset=records[0]["dataset"],
         split=records[0].get("split"),
         headline=headline(frames.get("contrasts"), frames[main]),
         missing=len(study.cells()) - len(records),
-        tables={
-            name: sortable(to_read(frames[name], bold, " ± ")) if name in frames else None
-            for name, to_read in (
-                ("contrasts", tables.readable_contrasts),
-                ("networks", tables.readable_networks),
-                ("tuning", tables.readable_winners),
-            )
+        contents=contents(sections, bool(tuned), claims is not None),
+        filtered={
+            "network": list(dict.fromkeys(r["model"] for r in records)),
+            "group": list(dict.fromkeys(methods.about(r["method"])["group"] for r in records)),
         },
-        tuned=[
-            sortable(readable(name, frames[f"{name}_tuned"], bold, " ± "))
-            for name in analyses.names()
-            if f"{name}_tuned" in frames
-        ],
-        sections=[section(study, name, frames[name], name == main) for name in analyses.names() if name in frames],
+        tables=found,
+        tuned=tuned,
+        sections=sections,
         words=words,
         fewest=FEWEST,
         figures={
-            name: (embedded(study.results / "figures" / f"{name}.svg"), text)
+            name: inlined(study.results / "figures" / f"{name}.svg", text)
             for name, text in FIGURES.items()
             if (study.results / "figures" / f"{name}.svg").is_file()
         },
+        files=partial(files_of, study.results),
+        claims=claims,
+        ledger=ledger,
+        overview=posixpath.normpath(f"../{study.root}/{OVERVIEW}"),
         methods=[{"file": n, "card": card_address(study.root, n), **methods.about(n)} for n in used],
         one_recipe=not any(variant.recipe for variant in study.variants.values()),
         variants=[differing(study, name) for name in study.variants],
         parameters=params.read_text(encoding="utf-8"),
-        runs=records,
-        hardware=sortable(hardware_table(records)),
+        count=len(records),
+        runs=runs_table(study, records),
+        hardware=sortable(
+            hardware_table(records, study.control), whose([group[0] for _, _, group in by_variant(records)])
+        ),
         mixed=len({machine(r) for r in records if r["host"]}) > 1,
         hosts=machines(records),
     )
     write_atomically(study.results / "index.html", page.encode())
 
 
+def rendered(template: str, **values: Any) -> str:
+    """A page from a template of this folder, with the style and script that all pages share."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name, file in (("css", "page.css"), ("script", "page.js")):
+        environment.globals[name] = (FOLDER / file).read_text(encoding="utf-8")
+    return environment.get_template(template).render(**values)
+
+
+def contents(sections: list[dict], tuned: bool, claims: bool) -> list[tuple[str, str]]:
+    """The parts of a page: the name of each, which links lead to, and its title."""
+    parts = [("asked", "What was asked")]
+    for part in sections:
+        parts.append((part["name"], part["title"]))
+        if part["headline"] and tuned:
+            parts.append(("tuned", f"{part['title']}, equally tuned"))
+    parts.append(("curves", "Training curves"))
+    if claims:
+        parts.append(("claims", "What the papers claim"))
+    return [*parts, ("methods", "Methods"), ("made", "How these numbers were made")]
+
+
+def files_of(results: Path, name: str) -> list[str]:
+    """The files of a table, seen from the page."""
+    names = (f"{name}.csv", f"{name}_all.csv", f"{name}.tex", f"{name}.md")
+    return [f"tables/{file}" for file in names if (results / "tables" / file).is_file()]
+
+
 def section(study: Study, name: str, table: pd.DataFrame, is_headline: bool) -> dict[str, Any]:
     """What the page shows of an analysis: its title, the first paragraph of its card, table and figures."""
     pictures = [
-        (embedded(study.results / "figures" / f"{figure}.svg"), ": ".join([*map(str, kind.values()), caption(name)]))
+        inlined(study.results / "figures" / f"{figure}.svg", ": ".join([*map(str, kind.values()), caption(name)]))
         for figure, kind in figure_names(name, table).items()
     ]
     return {
+        "name": name,
         "title": analyses.about(name)["title"],
         "lead": analyses.lead(name),
-        "table": sortable(readable(name, table, bold, " ± ")),
+        "table": sortable(readable(name, table, bold, " ± "), table),
         "figures": pictures,
         "headline": is_headline,
     }
+
+
+def inlined(path: Path, text: str) -> dict[str, Any]:
+    """A figure for the template: its name, the picture and the caption that describes it."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)
+    drawn = inline_svg(path.read_text(encoding="utf-8"), name, f"figure-{name}")
+    return {"name": name, "svg": drawn, "caption": text}
+
+
+def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
+    """What this study says of the papers' claims; None where it tests none.  ledger: where all of them stand."""
+    hosts = {(r["model"], r["variant"], r["seed"]): r["host"] for r in records if r["host"]}
+    claims, found = read_claims(), Found(read_evidence(study.results), hosts)
+    rows = []
+    for name, place, asked in asked_of(claims, study_here(study.root)):
+        test = judged(name, place, asked, claims.claims[name], found)
+        of = {"Claim": Link(name, f"{ledger}#{name}"), "Says": claims.claims[name].claim, "Here": test.outcome}
+        rows.append(of | {"Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
+    return sortable(pd.DataFrame(rows), prose=("Says", "Evidence")) if rows else None
+
+
+def whose(records: list[dict]) -> pd.DataFrame:
+    """Of rows of runs, what a filter reads."""
+    return pd.DataFrame([{key: r[key] for key in ("model", "title", "method")} for r in records])
+
+
+def runs_table(study: Study, records: list[dict]) -> dict:
+    """One row a run, to which its dots in figures lead."""
+    about = analyses.about(headline_of(records[0]))
+    key, number = about["headline"], about["numbers"][about["headline"]]
+    rows = []
+    for r in records:
+        host = r["host"] or {}
+        cell = f"{r['model']}/{r['variant']}/{r['seed']}.json"
+        of_host = study.host_file(r["model"], r["variant"], r["seed"])
+        rows.append(
+            {
+                "Network": r["model"],
+                "Method": r["title"],
+                "Seed": r["seed"],
+                title(number): f"{scaled(number, headline_row(r, study.selection)[key]):.2f}",
+                "Seconds": f"{host['seconds']:.1f}" if host else "",
+                "Hardware": machine(r) if host else "",
+                "Date": host.get("date", ""),
+                "Weights SHA-256": r["weights_sha256"][:16],
+                "Code SHA-256": r["code_sha256"][:16],
+                "Record": Link("record", f"records/{'imported' if r['imported'] else 'measured'}/{cell}"),
+                "Host": Link("host", f"hosts/{cell}") if of_host.is_file() else "",
+            }
+        )
+    ids = [run_id(r["model"], r["variant"], r["seed"]) for r in records]
+    return sortable(pd.DataFrame(rows), whose(records).assign(id=ids))
 
 
 def differing(study: Study, name: str) -> dict[str, str]:
@@ -142,9 +255,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     def pairs(rows: pd.DataFrame, words: str) -> str:
         """`BYOT improves on Plain`, for each row."""
         return "; ".join(
-            f"{r.title} {words} {r.against_title}"
-            + ("" if str(r.exit) == "last" else f" at exit {r.exit}")
-            + (f" ({r.model})" if several else "")
+            f"{r.title} {words} {r.against_title}" + exit_words(r.exit) + (f" ({r.model})" if several else "")
             for r in rows.itertuples()
         )
 
@@ -163,16 +274,69 @@ def bold(text: str, is_best: bool) -> tuple[str, bool]:
     return text, is_best
 
 
-def sortable(table: pd.DataFrame) -> dict:
-    """Columns and rows for the template; a cell is its text, whether it is best, and what to sort by."""
+class Link(str):
+    """The text of a cell that leads somewhere."""
+
+    href: str
+
+    def __new__(cls, text: str, href: str) -> "Link":
+        link = super().__new__(cls, text)
+        link.href = href
+        return link
+
+
+def sortable(table: pd.DataFrame, frame: pd.DataFrame | None = None, prose: tuple[str, ...] = ()) -> dict:
+    """Columns and body for the template.
+
+    frame: what the table was made from, a row each: methods, networks and groups by which rows are filtered, and `id`.
+    prose: columns of whole sentences.
+    """
+    columns = [[cell_of(cell) for cell in table.iloc[:, i]] for i in range(len(table.columns))]
+    lead = next((name for name in LEADING if name in table), table.columns[0])
+    heads = []
+    for name, cells in zip(table.columns, columns, strict=True):
+        numeric = all(isinstance(cell["value"], float) or not cell["text"] for cell in cells)
+        looks = "lead" if name == lead else "number" if numeric else "prose" if name in prose else ""
+        heads.append({"title": name, "looks": looks, "tag": "th" if name == lead else "td"})
+    of = facts_of(frame) if frame is not None else [{}] * len(table)
+    body = [row_html(heads, row, o) for *row, o in zip(*columns, of, strict=True)]
+    return {"columns": heads, "body": "".join(body)}
+
+
+def row_html(heads: list[dict], cells: list[dict], of: dict[str, str]) -> str:
+    """A row: in a template of its own a thousand of them would take a second."""
+    parts = ["".join(f' {key}="{escape(value)}"' for key, value in of.items())]
+    for head, cell in zip(heads, cells, strict=True):
+        text, value = cell["text"], cell["value"]
+        shown = f"<strong>{escape(text)}</strong>" if cell["best"] else escape(text)
+        shown = f'<a href="{escape(cell["href"])}">{shown}</a>' if cell["href"] else shown
+        start = ' scope="row"' if head["tag"] == "th" else ""
+        start += f' class="{head["looks"]}"' if head["looks"] else ""
+        # without it the text itself is what a script sorts by
+        start += f' data-value="{value:g}"' if isinstance(value, float) and text != f"{value:g}" else ""
+        parts.append(f"<{head['tag']}{start}>{shown}</{head['tag']}>")
+    return f"<tr{parts[0]}>{''.join(parts[1:])}</tr>\n"
+
+
+def cell_of(cell: Any) -> dict[str, Any]:
+    """cell: its text, or that and whether it is best."""
+    text, best = cell if isinstance(cell, tuple) else (cell if isinstance(cell, str) else str(cell), False)
+    return {"text": text, "best": best, "value": sort_value(text), "href": getattr(text, "href", None)}
+
+
+def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """The attributes of each row: what a filter reads, and a name to lead to."""
     rows = []
-    for row in table.itertuples(index=False):
-        pairs = [cell if isinstance(cell, tuple) else (str(cell), False) for cell in row]
-        rows.append([{"text": text, "best": best, "value": sort_value(text)} for text, best in pairs])
-    numeric = [
-        all(isinstance(r[i]["value"], float) or not r[i]["text"] for r in rows) for i in range(len(table.columns))
-    ]
-    return {"columns": list(zip(table.columns, numeric, strict=True)), "rows": rows}
+    for row in frame.to_dict("records"):
+        found = {"id": row["id"]} if "id" in row else {}
+        if "title" in row:
+            found["data-method"] = ", ".join(str(row[key]) for key in ("title", "against_title") if key in row)
+        if "model" in row:
+            found["data-network"] = row["model"]
+        if "method" in row:
+            found["data-group"] = methods.about(row["method"])["group"]
+        rows.append(found)
+    return rows
 
 
 def sort_value(text: str) -> float | str:
@@ -181,13 +345,16 @@ def sort_value(text: str) -> float | str:
     return float(leading[1].replace(",", "")) if leading else text
 
 
-def embedded(path: Path) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def hardware_table(records: list[dict]) -> pd.DataFrame:
-    """One row a model and variant: the hardware and precision of its runs, and what they took there."""
+def hardware_table(records: list[dict], control: str) -> pd.DataFrame:
+    """One row a model and variant: the hardware and precision of its runs, and what they took there; beside it, without
+    a teacher's, counted operations and measured seconds as multiples of the control's, the seconds of runs of equal
+    seed, hardware and precision."""
     rows = []
+    controls = {
+        (r["model"], r["seed"], machine(r), r["variant"] != control): r
+        for r in records
+        if (untuned(r["variant"]) or r["variant"]) == control and r["host"]
+    }
     for model, _, group in by_variant(records):
         by_machine: dict[str, list[dict]] = {}
         for record in sorted(group, key=machine):
@@ -200,15 +367,32 @@ def hardware_table(records: list[dict]) -> pd.DataFrame:
             "Method": group[0]["title"],
             "Hardware": tables.in_words(map(machine, group)),
             "Median seconds of a run": per_machine(hosts, "seconds", median, "{:.1f}"),
+            **of_control(group, controls),
             "Peak memory (MB)": per_machine(hosts, "peak_memory_mb", max, "{:,}"),
             "Peak memory of": per_machine(hosts, "peak_memory_of", alternatives, "{}"),
             "Peak GPU memory (MB)": per_machine(hosts, "peak_device_memory_mb", max, "{:,}"),
         }
         rows.append(row)
     table = pd.DataFrame(rows)
-    unknown = [name for name in ("Peak memory of", "Peak GPU memory (MB)") if not any(table[name])]
+    optional = ("Peak memory of", "Peak GPU memory (MB)", *of_control([], {}))
+    unknown = [name for name in optional if not any(table[name])]
     table = table.drop(columns=unknown)
     return table.rename(columns={"model": "Network"}) if table.model.nunique() > 1 else table.drop(columns="model")
+
+
+def of_control(group: list[dict], controls: dict[tuple, dict]) -> dict[str, str]:
+    """Training operations of a variant's runs and, with their interval, their seconds, as multiples of the control's;
+    controls: its records, by model, seed, machine and whether its values are searched ones, as the variant's are."""
+    keys = ((r["model"], r["seed"], machine(r), bool(untuned(r["variant"]))) for r in group)
+    pairs = [(r, controls.get(key)) for r, key in zip(group, keys, strict=True) if r["host"]]
+    operations = [(r["cost"]["training_flops"], c["cost"]["training_flops"]) for r, c in pairs if c]
+    seconds = [(r["host"].get("seconds", 0), c["host"].get("seconds", 0)) for r, c in pairs if c]
+    words = {"Operations, times the control's": "", "Seconds, times the control's": ""}
+    for name, values in zip(words, (operations, seconds), strict=True):
+        if positive := [pair for pair in values if min(pair) > 0]:
+            ratio, low, high = mean_ratio(positive)
+            words[name] = f"{ratio:.2f}" + (f" ({low:.2f} to {high:.2f})" if high - low > 1e-9 else "")
+    return words
 
 
 def alternatives(words: list[str]) -> str:

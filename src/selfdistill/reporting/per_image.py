@@ -10,8 +10,10 @@ Found: for `last` and for `validation`, the weights a study may select, arrays e
 - of persons, N queries in their order: first_rank (uint32, of the first right answer, from 1; 0: the gallery has none)
   and average_precision (float16; 0 where first_rank is).  Not re-ranked.
 
-Ensembles and members are not carried.  Nothing here needs a package of the extra `pipeline` to compute and encode what
-classes need: a machine that only trains packs its runs, too.
+Of several exits also 1 x N, of all together, as `accuracy` and `retrieval` have them: ensemble_correct or
+ensemble_first_rank; a run that was packed before these were there lacks them.  Members are not carried.  Nothing here
+needs a package of the extra `pipeline` to compute and encode what classes need: a machine that only trains packs its
+runs, too.
 """
 
 import base64
@@ -35,6 +37,7 @@ Found = dict[str, dict[str, np.ndarray]]
 SELECTIONS = ("last", "validation")
 CLASSES = {"correct": "bits", "nll": "float16", "confidence": "float16"}
 PERSONS = {"first_rank": "uint32", "average_precision": "float16"}
+TOGETHER = {"correct": "ensemble_correct", "first_rank": "ensemble_first_rank"}  # the same of all exits together
 LARGEST = {"nll": 65504.0, "confidence": 1.0, "average_precision": 1.0}  # 65504: the largest float16
 MOST_VALUES = 10_000_000  # of a column: ImageNet's 50,000 test images have 200,000 at four exits
 
@@ -62,12 +65,14 @@ def read(study: "Study", record: dict) -> Found:
 
 def right(study: "Study", record: dict, selection: str) -> np.ndarray:
     """Whether each exit is right about each test image, or, of persons, its first answer to each query that has one;
-    exits x N, 0 or 1.  Raises PerImageError as `read` does."""
+    then the same of all exits together, where there are several and it is known.  (exits or exits + 1) x N, 0 or 1.
+    Raises PerImageError as `read` does."""
     found = read(study, record)[selection]
-    if "correct" in found:
-        return found["correct"].astype(np.uint8)
-    ranks = found["first_rank"]
-    return (ranks[:, (ranks > 0).any(axis=0)] == 1).astype(np.uint8)
+    name = "correct" if "correct" in found else "first_rank"
+    values = np.concatenate([found[key] for key in (name, TOGETHER[name]) if key in found])
+    if name == "correct":
+        return values.astype(np.uint8)
+    return (values[:, (values > 0).any(axis=0)] == 1).astype(np.uint8)
 
 
 def file_of(study: "Study", cell: tuple[str, str, int]) -> Path:
@@ -83,6 +88,8 @@ def of_predictions(path: Path, record: dict) -> Found:
     """
     from safetensors.torch import load
 
+    from selfdistill.evaluation.classification import ensemble
+
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -91,11 +98,16 @@ def of_predictions(path: Path, record: dict) -> Found:
     if hashlib.sha256(content).hexdigest() != told:
         raise PerImageError(f"{path}: not the predictions that its record was made with; evaluate the run again")
     tensors = load(content)
-    scores = scores_of_persons if "identities" in tensors else scores_of_classes
+    persons = "identities" in tensors
+    scores, name = (scores_of_persons, "first_rank") if persons else (scores_of_classes, "correct")
     found = {}
     for selection in SELECTIONS:
-        exits = [scores(outputs, tensors) for outputs in tensors[selection]]
+        outputs = tensors[selection]
+        exits = [scores(one, tensors) for one in outputs]
         found[selection] = {name: np.stack([one[name] for one in exits]) for name in exits[0]}
+        if len(outputs) > 1:
+            together = outputs.transpose(0, 1).flatten(1) if persons else ensemble(outputs)
+            found[selection][TOGETHER[name]] = scores(together, tensors)[name][None]
     return found
 
 
@@ -157,15 +169,18 @@ def decoded(content: dict[str, dict[str, dict]], persons: bool) -> Found:
     or shape, for data that do not have just that length (no more than it is unpacked), and numbers out of range.
     """
     kinds = PERSONS if persons else CLASSES
-    shape: list[int] = next((column["shape"] for column in content["last"].values()), [])
+    shape: list[int] = next((content["last"][name]["shape"] for name in kinds if name in content["last"]), [])
+    together = {TOGETHER[name]: dtype for name, dtype in kinds.items() if name in TOGETHER}
     found: Found = {}
     for selection in SELECTIONS:
         found[selection] = {}
-        for name, dtype in kinds.items():
+        for name, dtype in {**kinds, **together}.items():
             place, column = f"images.{selection}.{name}", content[selection].get(name)
+            if column is None and name in together:
+                continue
             if column is None:
                 raise PerImageError(f"{place}: missing; there are to be {', '.join(kinds)}")
-            for key, wanted in (("dtype", dtype), ("shape", shape)):
+            for key, wanted in (("dtype", dtype), ("shape", [1, *shape[1:]] if name in together else shape)):
                 if column[key] != wanted:
                     text = f"{column[key]} is not allowed; allowed: {wanted}"
                     raise PerImageError(f"{place}.{key}: {text}")

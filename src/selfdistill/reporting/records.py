@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from selfdistill import analyses
 from selfdistill.config import COMPUTING, Recipe, Study
 from selfdistill.errors import UserError
 from selfdistill.outside import OutsideError, json_object
@@ -88,7 +89,8 @@ def local_record(study: Study, path: Path) -> dict:
         probed = told(other, lambda _: ProbedHere, AGAIN) if other.is_file() else {}
         same = (probed.get("weights_sha256"), probed.get("analysis"), probed.get("data"))
         if same == (record["weights_sha256"], probe.analysis, probe.data) and not any(protocol_faults(probed)):
-            found[name] = {key: probed[key] for key in ("analysis", "data", "selection", "pixels_sha256", "rows")}
+            told_of = ("analysis", "data", "settings", "selection", "pixels_sha256", "rows")
+            found[name] = {key: probed[key] for key in told_of if key in probed}
             refuse(other, row_faults({**record, "probes": {name: found[name]}}), AGAIN)
     refuse(path, row_faults(record), AGAIN)
     return {**record, "probes": found} if found else record
@@ -175,15 +177,8 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
         for part, value in prepared_facts(prepared)["pixels_sha256"].items():
             wanted[f"dataset.pixels_sha256.{part}"] = value
             given[f"dataset.pixels_sha256.{part}"] = record["dataset"]["pixels_sha256"].get(part)
-    for name, probed in record.get("probes", {}).items():
-        if name in study.probes:
-            probe = study.probes[name]
-            other = study.prepared(probe.data) / "training" / "dataset.json"
-            wanted |= {f"probes.{name}.{key}": getattr(probe, key) for key in ("analysis", "data")}
-            given |= {f"probes.{name}.{key}": probed[key] for key in ("analysis", "data")}
-            if other.is_file():
-                wanted[f"probes.{name}.pixels_sha256"] = prepared_facts(other)["pixels_sha256"]
-                given[f"probes.{name}.pixels_sha256"] = probed["pixels_sha256"]
+    of_probes = probe_values(study, record)
+    wanted, given = wanted | of_probes[0], given | of_probes[1]
     # a key that is newer than the run, or that params.yaml leaves out, has its default
     recipe = {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()}
     # a hyper-parameter without a value has that of another (a reading's), which the record names
@@ -212,6 +207,26 @@ def misfits(study: Study, record: dict) -> Iterator[str]:
         else:
             allowed = f"the study's {shown(wanted[key])}" if key in wanted else "not in this study"
             yield f"{key}: {shown(given[key])} is not allowed; allowed: {allowed}"
+
+
+def probe_values(study: Study, record: dict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the study says of the probes that a record holds, and what the record says; keys as in params.yaml."""
+    wanted: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for name, probed in record.get("probes", {}).items():
+        if name not in study.probes:
+            continue
+        probe = study.probes[name]
+        wanted |= {f"probes.{name}.{key}": getattr(probe, key) for key in ("analysis", "data")}
+        given |= {f"probes.{name}.{key}": probed[key] for key in ("analysis", "data")}
+        if probed.get("settings") is not None and probed["analysis"] == probe.analysis:  # what is older says nothing
+            wanted[f"probes.{name}.settings"] = analyses.settings(probe.analysis, probe.settings)
+            given[f"probes.{name}.settings"] = probed["settings"]
+        other = study.prepared(probe.data) / "training" / "dataset.json"
+        if other.is_file():
+            wanted[f"probes.{name}.pixels_sha256"] = prepared_facts(other)["pixels_sha256"]
+            given[f"probes.{name}.pixels_sha256"] = probed["pixels_sha256"]
+    return wanted, given
 
 
 def protocol_faults(record: object) -> Iterator[str]:

@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 
 from selfdistill import analyses
+from selfdistill.claims.declared import read_claims, study_here
+from selfdistill.claims.evidence import evidence_table
 from selfdistill.config import Study
 from selfdistill.reporting.contrasts import Right, contrast_table, effect_of, network_table, reader
 from selfdistill.reporting.files import write_together
@@ -30,6 +32,7 @@ from selfdistill.summary.text import (
     as_csv,
     bold_latex,
     bold_markdown,
+    exit_words,
     headline_number,
     latex,
     markdown,
@@ -70,6 +73,8 @@ def write_tables(study: Study) -> None:
             files[folder / f"{name}_all.csv"] = as_csv(name, whole)
     if tuned:
         files[folder / "expected_best.csv"] = as_csv("expected_best", best_table(tuned))
+    if len(evidence := evidence_table(read_claims(), study_here(study.root), every, study.selection)):
+        files[folder / "claims.csv"] = as_csv("claims", evidence)
     files[folder / "runs.csv"] = as_csv("runs", run_table(every, study.selection))
     files[folder / "curves.csv"] = as_csv("curves", curve_table(records))
     files[study.results / "metrics.json"] = as_json(metrics(joined(found, again), every))
@@ -120,7 +125,8 @@ def run_table(records: list[dict], selection: str) -> pd.DataFrame:
     main, numbers = about["headline"], about["numbers"]
 
     def value(record: dict, key: str, of: str) -> float:
-        return (100 if numbers[key]["unit"] == "%" else 1) * headline_row(record, of)[key]
+        found = headline_row(record, of)[key]
+        return math.nan if found is None else (100 if numbers[key]["unit"] == "%" else 1) * found
 
     rows = []
     for r in records:
@@ -216,7 +222,7 @@ def readable_contrasts(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.D
 
 def contrast_name(row: Any) -> str:
     """Of a row of `contrasts`: both titles, and the exit where it is not the deepest."""
-    return f"{row.title} against {row.against_title}" + ("" if str(row.exit) == "last" else f", exit {row.exit}")
+    return f"{row.title} against {row.against_title}" + exit_words(row.exit)
 
 
 def small(p: float) -> str:
@@ -230,7 +236,7 @@ def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.Dat
             "Method": table.title,
             "Searched": table.value,
             "As published": table.published,
-            "Winners, median": table["median"],
+            "Winners, median": ["" if t == "" or pd.isna(t) else f"{float(t):g}" for t in table["median"]],
             "Winners, range": table.range,
             "Median / published": ["" if math.isnan(t) else f"{t:.2g}" for t in table.times_published],
             "Won by the published values": [f"{r.won_by_published} of {r.n}" for r in table.itertuples()],

@@ -97,8 +97,8 @@ def import_records(study: Study, paths: list[Path], replace: bool = False) -> li
 
     A file with a fault is refused as a whole, each fault in a line of its own; the others are not
     affected.  An entry of the run that is there already changes nothing, unless it alone carries what the run says
-    of each image, or `replace`, which never takes that away; one of another run of the same cell is a fault, unless
-    `replace`.
+    of each image or what a probe found of it, or `replace`, which never takes that away; one of another run of the same
+    cell is a fault, unless `replace`.
     """
     outcomes = []
     for path in paths:
@@ -125,11 +125,17 @@ def placed(study: Study, cell: tuple, entry: dict, path: Path, replace: bool) ->
     shadow = "; the run of this checkout is shown instead" if study.record_file(*cell).is_file() else ""
     bare = "" if entry.get("images") else "; it carries nothing per image"
     same = there is not None and there["record"]["weights_sha256"] == entry["record"]["weights_sha256"]
-    more = bool(there and there.get("images"))  # what is there carries what each image got
-    if same and ((bare and more) or not (replace or (more < (not bare)))):
-        less = ", with what it says of each image, which this file lacks" if bare and more else ""
+    lost, gained = (carried(there) - carried(entry), carried(entry) - carried(there)) if there else (set(), set())
+    if same and (lost or not (replace or gained)):
+        less = f", with {', '.join(sorted(lost))}, which this file lacks" if lost else ""
         return Outcome("kept", f"{name}: this run is there already{less}{shadow}"), False
     return Outcome("replaced" if there else "imported", f"{name} from {path}{bare}{shadow}"), True
+
+
+def carried(entry: dict) -> set[str]:
+    """What an entry has that another one of the same run may lack, in words."""
+    probes = {f"what the probe {name} found" for name in entry["record"].get("probes", {})}
+    return probes | ({"what it says of each image"} if entry.get("images") else set())
 
 
 def existing(path: Path) -> dict | None:
@@ -232,18 +238,22 @@ def image_faults(study: Study, record: dict, images: dict) -> Iterator[str]:
     prepared = study.data_folder / "training" / "dataset.json"
     counts = prepared_facts(prepared)["counts"] if prepared.is_file() else {}
     name = "first_rank" if persons else "correct"
+    key, exits = analyses.about(headline_of(record))["headline"], len(record["cost"]["inference_macs"])
     for selection, columns in found.items():
-        exits, right = at_exits(record, selection), columns[name]
-        shape = [len(exits), counts.get("query" if persons else "test", right.shape[1])]
-        if list(right.shape) != shape:
-            yield f"images.{selection}.{name}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
-            continue
-        key = analyses.about(headline_of(record))["headline"]
-        for number, (told, values) in enumerate(zip(exits, right, strict=True)):
-            share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
-            if abs(share - told) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
-                place = f"images.{selection}.{name}[{number}]"
-                yield f"{place}: a share of {share:g} is not allowed; allowed: the record's {key}, {told:g}"
+        numbers = at_exits(record, selection)
+        for column, wanted in ((name, numbers[:exits]), (per_image.TOGETHER[name], numbers[exits:])):
+            if column not in columns:
+                continue
+            right, place = columns[column], f"images.{selection}.{column}"
+            shape = [len(wanted), counts.get("query" if persons else "test", right.shape[1])]
+            if list(right.shape) != shape:
+                yield f"{place}.shape: {list(right.shape)} is not allowed; allowed: {shape}"
+                continue
+            for number, (told, values) in enumerate(zip(wanted, right, strict=True)):
+                share = (values == 1).sum() / max(1, (values > 0).sum() if persons else len(values))
+                if abs(share - told) > 1e-9:  # of what float64 leaves of a share; a single image is far above it
+                    said = f"a share of {share:g} is not allowed; allowed: the record's {key}, {told:g}"
+                    yield f"{place}[{number}]: {said}"
 
 
 def outside(study: Study, record: Record) -> Iterator[str]:

@@ -8,16 +8,18 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfdistill import analyses
 from selfdistill.data.prepared import Dataset, PreparedError
 from selfdistill.errors import UserError
-from selfdistill.evaluation.inputs import SELECTIONS, Predictions, Probed, Stored
+from selfdistill.evaluation.inputs import SELECTIONS, Predictions, Stored
+from selfdistill.evaluation.probed import Probed
 from selfdistill.files import write_atomically
 from selfdistill.locks import turn
-from selfdistill.models.trained import load_network
+from selfdistill.models.trained import load_network, read_run
 from selfdistill.outside import json_object, untrusted
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import WEIGHTS
@@ -51,22 +53,32 @@ def measure_study(study: "Study") -> None:
     folder = finished_folder(study)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     measured = study.results / "records" / "measured"
+    every = {cell: Stored(study.prediction_file(*cell), device) for cell in there}
     cached = finished.folder_in_cache(folder.parents[1], outputs.get(measured.as_posix(), ""))
     for cell in tqdm(there, unit="run", disable=None, leave=False):
         target, name = study.record_file(*cell), "measured-" + "-".join(map(str, cell))
         known = cached.get(target.relative_to(measured).as_posix())
-        content = record_of(study, cell, plan, device, folder, name, known)
+        content = record_of(with_others(study, cell, every), plan, folder, name, known)
         write_atomically(target, content)
 
 
-def record_of(
-    study: "Study", cell: Cell, plan: dict[str, dict], device: str, folder: Path, name: str, known: Path | None
-) -> bytes:
+def with_others(study: "Study", cell: Cell, every: dict[Cell, Stored]) -> Stored:
+    """The predictions of a cell, with those that its analyses may need of other cells, where they are here."""
+    model, variant, seed = cell
+    teacher, teacher_model = study.teacher_of(variant)
+    seeds = {other: (model, variant, other) for other in study.seeds_of(variant) if other != seed}
+    return replace(
+        every[cell],
+        seeds={other: every[place] for other, place in seeds.items() if place in every},
+        teacher=every.get((teacher_model or model, teacher, seed)) if teacher else None,
+    )
+
+
+def record_of(stored: Stored, plan: dict[str, dict], folder: Path, name: str, known: Path | None) -> bytes:
     """The record of a run, and its copy that waits until DVC has it, so that what is killed goes on where it was.
 
     known: an earlier one in DVC's cache.
     """
-    stored = Stored(study.prediction_file(*cell), device)
     with turn(folder.parents[1], name):
         waiting = sorted(folder.glob(f"{name}-*/record.json"))
         content, computed = measured(stored, plan, [*([known] if known else []), *waiting])
@@ -84,7 +96,11 @@ def measured(stored: Stored, plan: dict[str, dict], earlier: Sequence[Path] = ()
     records of the same cell, which may hold what is wanted."""
     run = stored.run
     wanted = {
-        name: finished.key_of({**own, "run": run["evaluation"]}) for name, own in plan.items() if applies(name, run)
+        name: finished.key_of(
+            {**own, "run": run["evaluation"], **stored.evaluations_of_others(analyses.about(name)["needs"])}
+        )
+        for name, own in plan.items()
+        if applies(name, run)
     }
     found = dict(reusable(earlier, wanted))
     lacking = [name for name in wanted if name not in found]
@@ -118,7 +134,8 @@ def reusable(files: Sequence[Path], wanted: dict[str, str]) -> Iterator[tuple[st
 def of_run(analysis: str, stored: Stored, settings: dict[str, Any]) -> dict[str, list[dict]]:
     """The rows of an analysis, by the selection that they are of."""
     selections = SELECTIONS if analyses.of_selection(analysis) else SELECTIONS[:1]
-    return {selection: carried_out(analysis, stored.of(selection), settings) for selection in selections}
+    needs = analyses.about(analysis)["needs"]
+    return {selection: carried_out(analysis, stored.of(selection, needs), settings) for selection in selections}
 
 
 def carried_out(analysis: str, inputs: Predictions | Probed, settings: dict[str, Any]) -> list[dict]:
@@ -158,18 +175,22 @@ def probe_study(study: "Study", probe: str) -> None:
         if faults := [key for key, kind in parts.items() if not isinstance(facts.get(key), kind)]:
             raise ValueError(f"dataset.json has no {faults[0]}")
     inputs = {**{key: value for key, value in plan.items() if key != "seeds"}, "other": hashes(prepared)}
+    if plan["data"] != study.dataset:
+        inputs["own"] = hashes(study.data_folder)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     cells = [cell for cell in study.cells() if not only_imported(study, cell)]
     runs = {cell: run_here(study.run_folder(*cell)) for cell in cells}  # before any work
     for cell in tqdm(cells, unit="run", disable=None, leave=False):
         folder, target = study.run_folder(*cell), study.probe_file(probe, *cell)
+        teacher = teacher_here(study, runs[cell])
 
-        def write(place: Path, key: str, folder: Path = folder) -> None:
+        def write(place: Path, key: str, folder: Path = folder, teacher: Path | None = teacher) -> None:
             network, run = load_network(folder, device, WEIGHTS[study.selection])
             file = folder / f"{WEIGHTS[study.selection]}.safetensors"
-            given = Probed(run, network, Dataset(**run["dataset"]), file, prepared, device)
+            dataset = Dataset(**run["dataset"])
+            given = Probed(run, network, dataset, file, prepared, device, study.data_folder, teacher)
             told = {
-                **{part: plan[part] for part in ("protocol", "analysis", "data", "selection")},
+                **{part: plan[part] for part in ("protocol", "analysis", "data", "settings", "selection")},
                 "weights_sha256": run["weights_sha256"],
                 "pixels_sha256": facts["pixels_sha256"],
                 "rows": carried_out(plan["analysis"], given, plan["settings"]),
@@ -178,8 +199,18 @@ def probe_study(study: "Study", probe: str) -> None:
             write_atomically(place / "record.json", (json.dumps(told, allow_nan=False) + "\n").encode())
 
         name, own = "-".join(map(str, ("probe", probe, *cell))), {**inputs, "run": runs[cell]}
+        own["teacher"] = teacher is not None  # whose weights another checkout may have
         place = study.results / "records" / "probes" / probe
         once(finished_folder(study), name, own, {"record.json": target}, outputs, write, place)
+
+
+def teacher_here(study: "Study", run: dict[str, Any]) -> Path | None:
+    """The folder of the run that another learnt from; None where there is none, or where its weights are not here."""
+    if run["teacher"] is None:
+        return None
+    folder = study.run_folder(run["teacher_model"] or run["model"], run["teacher"], run["seed"])
+    there = (folder / "run.json").is_file() and read_run(folder)["weights_sha256"] == run["teacher_sha256"]
+    return folder if there else None
 
 
 def only_imported(study: "Study", cell: Cell) -> bool:

@@ -24,11 +24,12 @@ TRAINING = ("stages/cell.py", "training/determinism.py")
 TUNING = ("search.py", "stages/trial.py")
 EVALUATION = ("stages/evaluate.py", "training/determinism.py")
 MEASURING = ("evaluation/inputs.py", "training/determinism.py")  # what hands an analysis its inputs
+PROBING = ("evaluation/probed.py", "training/determinism.py")
 SPLIT = ("split", "training_images", "validation_images")  # which validation images a seed has
 REPORTS = {
     "tables": (),
     "figures": ("summary/style.mplstyle",),
-    "page": ("reporting/page.html",),
+    "page": tuple(f"reporting/{name}" for name in ("page.html", "parts.html", "page.css", "page.js")),
 }  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
 # of them that is part of one is in the plan itself.
@@ -112,7 +113,8 @@ def probe_plan(study: "Study", probe: str) -> dict:
 
 
 def analysis_plan(name: str, given: dict | None) -> dict:
-    return {"settings": analyses.settings(name, given), "code_sha256": code_of(*MEASURING, analyses.file(name))}
+    handing = PROBING if analyses.is_probe(name) else MEASURING
+    return {"settings": analyses.settings(name, given), "code_sha256": code_of(*handing, analyses.file(name))}
 
 
 def report_plan(study: "Study", stage: str) -> dict:
@@ -134,7 +136,21 @@ def report_plan(study: "Study", stage: str) -> dict:
     if stage == "tables":  # here and not among the stage's params, which DVC wants to be in every params.yaml
         contrasts = {name: contrast.model_dump() for name, contrast in study.contrasts.items()}
         plan |= {"contrasts": contrasts, "margin": study.margin}
+    if stage in ("tables", "page"):
+        plan["claims"] = claims_plan(study)
     return plan
+
+
+def claims_plan(study: "Study") -> list[dict]:
+    """The tests of the papers' claims that the study makes, with what its page says of each claim."""
+    from selfdistill.claims.declared import asked_of, read_claims, study_here  # pydantic, which may be missing
+
+    claims = read_claims()
+    return [
+        {"claim": name, "says": claims.claims[name].claim, "size": claims.claims[name].size, "place": place}
+        | test.model_dump(exclude_none=True)
+        for name, place, test in asked_of(claims, study_here(study.root))
+    ]
 
 
 def method_files(method: str) -> list[Path]:

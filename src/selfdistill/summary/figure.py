@@ -3,6 +3,7 @@ of its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -46,7 +47,9 @@ class Style:
     """What a figure of an analysis is given, beside its table.
 
     looks: of each variant; headline: the table of the number that stands for a run, of the same network; key, words: of
-    that number; size of a panel, and with a row a variant; many: whether there are too many variants for one panel.
+    that number; every: all rows of the analysis, also those that its table leaves out, with `bin` and the like; size of
+    a panel, and with a row a variant; many: whether there are too many variants for one panel; reference: how a line
+    looks that others are held against.
     """
 
     looks: Looks
@@ -54,8 +57,10 @@ class Style:
     key: str
     words: str
     variants: int
+    every: pd.DataFrame | None = None
 
     panel = (6.4, 4.2)
+    reference = MappingProxyType({"color": CONTROL, "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 1})
 
     @property
     def many(self) -> bool:
@@ -71,7 +76,7 @@ class Style:
             look, spread = self.looks[row.variant], self.spread(row[half_width])
             ax.errorbar(row[key], y, xerr=spread, fmt=look.marker, color=look.colour, mfc=look.fill, zorder=3)
         for value in table[table.control][key]:
-            ax.axvline(value, color=CONTROL, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+            ax.axvline(value, **self.reference)
         ax.set_yticks(range(len(table)), labels)
         ax.set_ylim(len(table) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)

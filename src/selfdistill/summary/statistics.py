@@ -10,7 +10,7 @@ alone makes the 95 % interval cover 99 % where seeds add little; `benchmarks/cov
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, math.nan
     return mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.asarray(values, float).std(ddof=1) / math.sqrt(n))
+
+
+def mean_ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+    """The geometric mean of the ratios of pairs of positive numbers, and its 95 % t-interval, low and high: those of
+    the logarithms.  The interval is NaN below two pairs.
+
+    Raises UserError for no pairs.
+    """
+    mean, half = mean_interval([math.log(one / other) for one, other in pairs])
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 @dataclass(frozen=True)
@@ -219,3 +229,19 @@ def over_networks(differences: Sequence[float]) -> float:
     if len(differences) < 5:
         return math.nan
     return float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def page_trend(values: np.ndarray) -> tuple[float, bool]:
+    """Page's trend test (J. Am. Stat. Assoc. 58, 1963) of S seeds x k >= 3 ordered treatments: the two-sided p of no
+    trend, twice the smaller of both directions', and whether values rise.  NaN below 5 seeds, which get no verdict.
+
+    Raises UserError for fewer than 3 treatments.
+    """
+    data = np.asarray(values, float)
+    if data.ndim != 2 or data.shape[1] < 3:
+        raise UserError(f"values of shape {data.shape} are not allowed; allowed: seeds x 3 or more treatments")
+    if len(data) < FEWEST:
+        return math.nan, bool(data[:, -1].mean() > data[:, 0].mean())
+    rising = float(stats.page_trend_test(data).pvalue)
+    falling = float(stats.page_trend_test(-data).pvalue)
+    return min(1.0, 2 * min(rising, falling)), rising < falling

@@ -42,7 +42,9 @@ def readable(analysis: str, table: pd.DataFrame, bold: Bold, plus_minus: str) ->
     for key in judged(numbers):
         words = "Difference to control" if len(judged(numbers)) == 1 else f"{numbers[key]['title']}: to control"
         columns[words] = [
-            "control" if is_control else bold(number(difference, half, plus_minus, signed=True), False)
+            "control"
+            if is_control
+            else ("" if math.isnan(difference) else bold(number(difference, half, plus_minus, signed=True), False))
             for is_control, difference, half in zip(
                 table.control,
                 table[prefixed(key, numbers, "difference")],
@@ -77,6 +79,11 @@ def headline_number(tables: Any) -> tuple[str, dict[str, Any], str]:
     key = analyses.about(name)["headline"]
     spec = analyses.about(name)["numbers"][key]
     return key, spec, spec["title"].removeprefix("Test ")
+
+
+def exit_words(exit_name: object) -> str:
+    """Which exit a contrast compares, behind its two variants; nothing where it is the deepest."""
+    return {"last": "", "ensemble": ", all exits together"}.get(str(exit_name), f", exit {exit_name}")
 
 
 def number(value: float, half_width: float | None, plus_minus: str, signed: bool = False, digits: int = 2) -> str:

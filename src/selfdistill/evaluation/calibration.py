@@ -1,0 +1,120 @@
+"""Calibration: whether probabilities are the shares that come true, and the temperature that makes them more so."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfdistill.evaluation.classification import beyond, brier, calibration_error
+
+TIED = 1e-14  # confidences that differ by less do so by the order in which probabilities were added up
+LARGEST = 1e300  # of a logit: an infinite one is taken as its limit
+PART = 4096  # images at a time, where ImageNet's would take gigabytes
+ROOM = 100.0  # how far beyond the differences of logits a temperature is sought
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """In double precision, without infinite ones; what is no number stays none."""
+    return logits.double().clamp(-LARGEST, LARGEST)
+
+
+def confidences(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits N x K: the probability of the class that is told, and whether it is right, 0 or 1; float64 N each."""
+    confidence, told = bounded(logits).softmax(dim=1).max(dim=1)
+    return confidence, (told == labels).double()
+
+
+def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
+    """`ece`, `adaptive_ece` and `classwise_ece`, shares; `nll`, in nats; `brier`.  logits: N x K; labels: int64 N."""
+    confidence, correct = confidences(logits, labels)
+    return {
+        "ece": calibration_error(confidence, correct, bins),
+        "adaptive_ece": equal_mass_error(confidence, correct, bins),
+        "classwise_ece": classwise_error(bounded(logits).softmax(dim=1), labels, bins),
+        "nll": F.cross_entropy(logits.double(), labels).item(),
+        "brier": brier(bounded(logits), labels),
+    }
+
+
+def shared_by_ties(confidence: Tensor, values: Tensor) -> Tensor:
+    """Values N, each replaced by the mean of those of equal confidence, so that no order among equals counts;
+    confidence: N, sorted."""
+    new = confidence.diff().abs() > TIED
+    block = torch.cat([new.new_zeros(1), new]).cumsum(0)
+    blocks = int(block[-1]) + 1
+    sums = torch.zeros(blocks, dtype=torch.float64).index_add_(0, block, values.double())
+    return (sums / block.bincount(minlength=blocks))[block]
+
+
+def equal_mass_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """The calibration error with bins of as many images each, which differ by one at most, in the order of confidence
+    (Nguyen and O'Connor, EMNLP 2015): sum over bins of (share of images in it) x |accuracy - mean confidence|."""
+    confidence, order = confidence.double().sort()
+    gaps = shared_by_ties(confidence, correct[order]) - confidence
+    return sum(part.sum().abs().item() for part in gaps.tensor_split(bins)) / len(confidence)
+
+
+def classwise_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The mean over classes of the calibration error of that class' probability, with equal bins (a, b] of it
+    (Kull et al., NeurIPS 2019, equation 3); probabilities: float64 N x K."""
+    images, classes = probabilities.shape
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    gap = torch.zeros(bins * classes, dtype=torch.float64)
+    for part, shown in zip(probabilities.split(PART), labels.split(PART), strict=True):
+        which = torch.bucketize(part, edges) + bins * torch.arange(classes)
+        gap.index_add_(0, which.flatten(), beyond(part.clone(), shown).flatten())
+    return (gap.abs().sum() / (images * classes)).item()
+
+
+def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> list[tuple[float, float, float]]:
+    """Of each equal bin (a, b] of confidence: the share of all images that lies in it, that is right in it, and the sum
+    of its confidences over all images.  So a mean over runs is that of all their images."""
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    which = torch.bucketize(confidence.double(), edges)
+    parts = [torch.ones_like(confidence), correct, confidence]
+    sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, which, part.double()) for part in parts]
+    return [tuple(row) for row in (torch.stack(sums, dim=1) / len(confidence)).tolist()]
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature T at which softmax(logits / T) has the lowest mean negative log-likelihood (Guo et al., ICML
+    2017, section 4.2); logits: N x K.
+
+    In 1 / T the likelihood is convex; its derivative, the mean of E_p[z] - z_label, has one root, which is found by
+    Newton's steps in log(1 / T), kept inside a bracket.  Where no temperature is best (every image right, or as good as
+    guessed), it is the end of the bracket: a hundredth of the smallest, or a hundred times the largest difference
+    between an image's largest logit and another.  1 where none differ; NaN where one is no number.
+    """
+    z = bounded(logits)
+    if z.isnan().any():
+        return math.nan
+    z = z - z.amax(dim=1, keepdim=True)
+    gaps = -z[z < 0]
+    if not len(gaps):
+        return 1.0
+    own = z.gather(1, labels[:, None])[:, 0]
+
+    def derivative(u: float) -> tuple[float, float]:
+        """The likelihood's in 1 / T = exp(u), and that one's own in u."""
+        scale = math.exp(u)
+        p = (scale * z).softmax(dim=1)
+        mean = (p * z).sum(dim=1)
+        variance = (p * (z - mean[:, None]).square()).sum(dim=1)
+        return (mean - own).mean().item(), scale * variance.mean().item()
+
+    low, high = -math.log(ROOM * gaps.max().item()), -math.log(gaps.min().item() / ROOM)
+    if derivative(high)[0] <= 0:
+        return math.exp(-high)
+    if derivative(low)[0] >= 0:
+        return math.exp(-low)
+    u = min(max(0.0, low), high)
+    for _ in range(200):
+        value, slope = derivative(u)
+        low, high = (low, u) if value > 0 else (u, high)
+        step = u - value / slope if slope > 0 else math.inf
+        following = step if low < step < high else (low + high) / 2
+        if abs(following - u) < 1e-12:
+            break
+        u = following
+    return math.exp(-following)
