@@ -57,8 +57,8 @@ def worker(made_once, name: str, launcher: list[str], threads: str, kind: str, t
 
 # The four papers' methods, and of the others one of each kind of need: nothing, exits, an average, a companion, a
 # second view, the batch or the epoch before, images of one class, mixed images.  The rest is tried nightly.
-OTHERS = ["plain", "deep_supervision", "mean_teacher", "dml", "fitnet", "ddgsd", "dlb", "pskd", "cskd", "bake", "cutmix"]
-FEW = ["byot", "srdl", "sd", "drkd", *OTHERS]
+PAPERS = ["byot", "srdl", "sd", "drkd"]
+FEW = [*PAPERS, "plain", "deep_supervision", "mean_teacher", "dml", "ddgsd", "dlb", "pskd", "cskd", "bake", "cutmix"]
 REST = [name for name in (*methods.names(), *VARIANTS) if name not in FEW]
 EXACT = [*FEW, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)]
 
