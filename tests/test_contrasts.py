@@ -59,6 +59,19 @@ def test_each_component_counts_once_as_products_of_pairs_say():
     assert effect.difference == pytest.approx(d.mean())
 
 
+def test_seeds_that_hardly_differ_count_as_in_a_t_test_over_them():
+    """Their component is not cut at 0, that of the images is; no spread over seeds and over images leaves the rest."""
+    generator, below = np.random.default_rng(4), 0
+    for _ in range(20):
+        d = made(generator, seeds=5, images=60, seed_sd=0.0)
+        effect, of_seeds = paired_effect(d), d.mean(axis=1).var(ddof=1) / 5
+        assert effect.error**2 == pytest.approx(of_seeds + effect.image_sd**2 / 60)
+        below += effect.seed_sd == 0
+    assert below > 5
+    d = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
+    assert paired_effect(d).error == pytest.approx(paired_effect(d).rest_sd / math.sqrt(6))
+
+
 def test_of_whole_runs_it_is_the_paired_t_test():
     a, b = np.array([91.0, 93.5, 92.2]), np.array([90.0, 93.0, 91.0])
     effect = paired_effect((a - b)[:, None])
