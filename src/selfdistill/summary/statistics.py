@@ -135,8 +135,8 @@ def paired_effect(differences: np.ndarray) -> Effect:
     if max(of_seeds, of_images, rest) < 1e-18 * max(1.0, mean**2):  # what rounding leaves of equal numbers
         return Effect(mean, 0.0, seeds, images, 1.0, 0.0, 0.0, 0.0)
     # S n times the variance of the mean: the seeds' part as in a paired t-test over seeds, and what the images add, cut
-    # at 0.  With the seeds' component cut at 0, too, intervals are too wide where it is small: at 5 seeds 97.7 % of 95 %
-    # intervals cover, in place of what benchmarks/coverage.py finds.
+    # at 0.  Were the seeds' component cut at 0, too, intervals would be too wide where it is small: at 5 seeds 97.7 %
+    # of 95 % intervals covered; benchmarks/coverage.py says what these do.
     above_rest = max(0.0, of_images - rest)
     total = of_seeds + above_rest or rest
     return Effect(
