@@ -36,7 +36,7 @@ def overview_of(root: Path, places: dict[str, Path]) -> str:
     return rendered(
         "studies.html",
         counted=text.counted(ledger),
-        contents=[*parts, ("published", "Published figures that were verified")],
+        contents=[*parts, ("published", "Figures of the papers, as other sources quote them")],
         studies=[study for study in told if study["page"]],
         others=[study for study in told if not study["page"]],
         claims=overview_table(ledger, claims),
