@@ -319,7 +319,7 @@ def test_a_study_measures_agreement_with_its_teachers_and_between_its_seeds(tiny
     assert list(rows("byot", 0)) == ["1/4", "2/4", "3/4", "another seed"]
     assert rows("plain", 1) == {}
     table = (tiny_study / "results/tables/agreement.md").read_text()
-    assert "| DR-KD    | another seed       | 1                | 1       |" in table
+    assert "| DR-KD    | another seed       | 1                | 2 together |" in table
 
 
 def test_validation_images_are_predicted_as_training_saw_them(stored):

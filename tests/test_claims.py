@@ -251,10 +251,9 @@ def test_an_outcome_says_whether_its_setting_is_the_papers(dataset, models, sett
     entry = found_in(claims, tables=tables, dataset=dataset)
     assert (entry.outcome, entry.tests[0].setting) == (outcome, setting)
     assert found_in(claims, tables={}, dataset=dataset, models=models).tests[0].setting == setting
-    own = "1 of 1 tests" if outcome == "confirmed" else "None of 1 tests"
-    assert (
-        text.counted([entry]) == f"1 claims: 1 {outcome}. {own} with results has a data set and network of its paper."
-    )
+    own = "1" if outcome == "confirmed" else "none"
+    rest = f"Tests with results: 1; on a data set and network of their paper: {own}."
+    assert text.counted([entry]) == f"1 claims: 1 {outcome}. {rest}"
 
 
 @pytest.mark.parametrize(("at_most", "outcome"), [(1.2, "confirmed"), (1.1, "contradicted")])
@@ -311,7 +310,9 @@ def test_an_ill_posed_claim_and_an_untested_one_say_why():
 
 
 def test_a_study_names_its_data_networks_and_perhaps_its_commit(tmp_path):
-    (tmp_path / "params.yaml").write_text("# A study.\n# Commit:   0123abc, of its runs\ndataset: digits\nmodels: [net]\n")
+    (tmp_path / "params.yaml").write_text(
+        "# A study.\n# Commit:   0123abc, of its runs\ndataset: digits\nmodels: [net]\n"
+    )
     found = read_found(tmp_path)
     assert (found.commit, found.dataset, found.models) == ("0123abc", "digits", ("net",))
 

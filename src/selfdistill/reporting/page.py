@@ -369,7 +369,7 @@ def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def sort_value(text: str) -> float | str:
     """A cell's leading number, or its text."""
-    leading = re.match(r"(?:< )?([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?=$| ±|/| to | of | \()", text)
+    leading = re.match(r"(?:< )?([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?=$| ±|/| to | of | together| \()", text)
     return float(leading[1].replace(",", "")) if leading else text
 
 
