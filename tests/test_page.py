@@ -201,7 +201,7 @@ def test_a_table_is_copied_as_it_is_shown(page, tiny_study):
     assert page.locator(f"{ACCURACY} .files button").all_inner_texts() == ["copied 1 of 3 rows"] * 2
     page.fill("input[name=method]", "")
     page.locator(f"{ACCURACY} .files button").last.click()
-    assert page.locator("[role=status]").inner_text() == "The table is copied as LaTeX."
+    page.locator("[role=status]", has_text="The table is copied as LaTeX.").wait_for(state="attached")
 
 
 def test_a_dot_tells_its_run(page, tiny_study):
