@@ -73,7 +73,7 @@ def overview_table(ledger: list[Entry], claims: Claims) -> dict[str, Any]:
 def paper_of(name: str, ledger: list[Entry], claims: Claims) -> dict[str, Any]:
     """A paper with the claims that are its own, each with the table of its tests."""
     entries = [
-        {**vars(entry), "table": sortable(text.tests_table(entry), prose=("Evidence", "Statistic"))}
+        {**vars(entry), "table": sortable(text.tests_table(entry), prose=("Setting", "Evidence", "Statistic"))}
         for entry in ledger
         if entry.claim.paper == name
     ]

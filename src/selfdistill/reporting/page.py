@@ -198,7 +198,7 @@ def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
         declared = [study.contrasts[contrast] for contrast in asked.contrasts or ()]
         compared.append(next(form for form in (*declared, asked.paired, asked.trend, asked.cost) if form))
     facts = pd.DataFrame(methods_of(compared, study))
-    return sortable(pd.DataFrame(rows), facts, ("Says", "Evidence")) if rows else None
+    return sortable(pd.DataFrame(rows), facts, ("Says", "Setting", "Evidence")) if rows else None
 
 
 def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost], study: Study) -> dict[str, list[str]]:
