@@ -193,10 +193,8 @@ def test_a_contrast_is_of_what_runs_say_of_each_image(study):
     assert (row["low"], row["high"]) == pytest.approx(effect.interval(0.95))
     text = headline(pd.DataFrame([row]), pd.DataFrame({"n": [5, 5], "control": [True, False]}))
     assert text.startswith("BYOT improves on Plain. 5 seeds a contrast, 5 % error over all contrasts")
-    tuned = pd.DataFrame(
-        [{**row, "n": 10}, row]
-    )  # seeds are counted of the contrasts, not of the published table alone
-    assert "5 to 10 seeds a contrast" in headline(tuned, pd.DataFrame({"n": [10, 10], "control": [True, False]}))
+    several = pd.DataFrame([{**row, "n": 10}, row])  # tuned variants may have fewer seeds than the first table
+    assert "5 to 10 seeds a contrast" in headline(several, pd.DataFrame({"n": [10, 10], "control": [True, False]}))
     readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
     assert readable.Contrast.tolist() == ["BYOT against Plain"]
 
@@ -229,10 +227,6 @@ def test_all_exits_together_are_compared_with_those_of_the_other_or_its_deepest(
     assert (row["low"], row["high"]) == pytest.approx(paired_effect(d).interval(0.95))
     (bare,) = asked(study(contrasts=together), records, {}).to_dict("records")
     assert bare["difference"] == pytest.approx(row["difference"])
-    tuned = pd.DataFrame(
-        [{**row, "n": 10}, row]
-    )  # seeds are counted of the contrasts, not of the published table alone
-    assert "5 to 10 seeds a contrast" in headline(tuned, pd.DataFrame({"n": [10, 10], "control": [True, False]}))
     readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
     assert readable.Contrast.tolist() == ["BYOT against Plain, all exits together"]
     others = [{**r, "variant": "deep_supervision"} for r in records if r["variant"] == "byot"]
