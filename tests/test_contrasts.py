@@ -205,7 +205,9 @@ def test_a_contrast_is_of_what_runs_say_of_each_image(study):
     assert row["difference"] == pytest.approx(effect.difference)
     assert (row["low"], row["high"]) == pytest.approx(effect.interval(0.95))
     text = headline(pd.DataFrame([row]), pd.DataFrame({"n": [5, 5], "control": [True, False]}))
-    assert text.startswith("BYOT improves on Plain. 5 seeds a method, 5 % error over all contrasts")
+    assert text.startswith("BYOT improves on Plain. 5 seeds a contrast, 5 % error over all contrasts")
+    several = pd.DataFrame([{**row, "n": 10}, row])  # tuned variants may have fewer seeds than the first table
+    assert "5 to 10 seeds a contrast" in headline(several, pd.DataFrame({"n": [10, 10], "control": [True, False]}))
     readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
     assert readable.Contrast.tolist() == ["BYOT against Plain"]
 
