@@ -22,6 +22,7 @@ from selfdistill import analyses, methods
 from selfdistill.analyses import corruptions, flatness, gradients, ood, separability
 from selfdistill.data.prepared import open_splits
 from selfdistill.data.prepared.packed import centre_cropped, write_packed
+from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.probed import Probed, chosen
 from selfdistill.evaluation.replay import kept_weights, losses, run_at
 from selfdistill.models.sections import seeded
@@ -340,9 +341,9 @@ def test_auroc_and_false_positives_are_scikit_learns(ties):
 def test_scores_are_probability_and_energy():
     logits = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]], dtype=torch.float64)
     exponentials = np.exp(logits.numpy())
-    assert ood.largest_probability(logits).exp().numpy() == pytest.approx(
-        exponentials.max(axis=2) / exponentials.sum(axis=2)
-    )
+    assert log_odds(logits).sigmoid().numpy() == pytest.approx(exponentials.max(axis=2) / exponentials.sum(axis=2))
+    sure, surer = (log_odds(torch.tensor([[gap, 0.0, 0.0]])) for gap in (40.0, 50.0))  # both probabilities round to 1
+    assert (ood.auroc(surer, sure), ood.false_positives(surer, sure)) == (1, 0)
     assert ood.energy(logits).numpy() == pytest.approx(np.log(exponentials.sum(axis=2)))
 
 

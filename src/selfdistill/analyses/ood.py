@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from selfdistill.data.images import sized
+from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.splits import ClassImages
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ TRUE_POSITIVES = 0.95
 def analyse(inputs: "Probed", images: int) -> list[dict[str, Any]]:
     """One row a score and exit, of `images` test images at most of either data set.
 
-    score: `softmax`, the largest probability (Hendrycks and Gimpel 2017, arXiv 1610.02136), and `energy`, the
+    score: `softmax`, the largest probability (Hendrycks and Gimpel 2017, arXiv 1610.02136), as its odds, and `energy`, the
     logarithm of the sum of the logits' exponentials (Liu et al. 2020, arXiv 2010.03759, at temperature 1).  Images of
     the run's own classes are the positives.
     """
@@ -41,16 +42,11 @@ def analyse(inputs: "Probed", images: int) -> list[dict[str, Any]]:
     known = inputs.logits(own, f"{inputs.dataset.name} test").double()
     strange = inputs.logits(others, f"{inputs.facts['name']} test").double()
     rows = []
-    for score, of in (("softmax", largest_probability), ("energy", energy)):
+    for score, of in (("softmax", log_odds), ("energy", energy)):
         for name, inside, outside in zip(inputs.exits, of(known), of(strange), strict=True):
             found = {"auroc": auroc(inside, outside), "fpr": false_positives(inside, outside)}
             rows.append({"score": score, "exit": name, **found})
     return rows
-
-
-def largest_probability(logits: "Tensor") -> "Tensor":
-    """... x K logits to the logarithm of the largest probability, which keeps apart what rounds to 1."""
-    return logits.log_softmax(dim=-1).amax(dim=-1)
 
 
 def energy(logits: "Tensor") -> "Tensor":
