@@ -141,7 +141,9 @@ def test_logits_that_are_nearly_guesses_have_the_best_temperature_or_none():
         at_infinity = (logits.double().mean(dim=1) - logits.double().gather(1, labels[:, None])[:, 0]).mean().item()
         assert (found[seed] is None) == (at_infinity >= 0)  # the derivative of the likelihood in 1 / T, at 0
         if found[seed]:
-            theirs = minimize_scalar(lambda u, z=logits, y=labels: nll(z, y, math.exp(u)), bounds=(0, 12), method="bounded")
+            theirs = minimize_scalar(
+                lambda u, z=logits, y=labels: nll(z, y, math.exp(u)), bounds=(0, 12), method="bounded"
+            )
             assert nll(logits, labels, found[seed]) <= theirs.fun + 1e-12
     assert None in found.values()
     assert set(found.values()) > {None}

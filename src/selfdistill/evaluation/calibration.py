@@ -20,7 +20,9 @@ def bounded(logits: Tensor) -> Tensor:
 
 def confidences(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits N x K: the probability of the class that is told, and whether it is right, 0 or 1; float64 N each."""
-    ordered, classes = bounded(logits).sort(dim=1, descending=True, stable=True)  # added up in one order: ties are exact
+    ordered, classes = bounded(logits).sort(
+        dim=1, descending=True, stable=True
+    )  # added up in one order: ties are exact
     return ordered.softmax(dim=1).amax(dim=1), (classes[:, 0] == labels).double()
 
 
