@@ -748,13 +748,15 @@ def probe_faults(probes: Any, dataset: str, entries: dict[str, DataEntry]) -> It
         if "others" in needs:
             if (reason := not_of_other_classes(data, dataset, entries)) is not None:
                 yield f"probes.{name}.data: {data!r} {reason}; {nearest(data, others)}"
-        elif "own" in needs and data != dataset:
-            yield f"probes.{name}.data: {data!r} is not allowed with {analysis}; allowed: {dataset}, the study's own"
-        elif data == dataset:
+        elif "own" in needs:
+            if data != dataset:
+                allowed = f"allowed: {dataset}, the study's own"
+                yield f"probes.{name}.data: {data!r} is not allowed with {analysis}; {allowed}"
+        elif "images" in needs and data == dataset:
             known = ", ".join(tests) or "none"
             yield f"probes.{name}.data: {data!r} is the study's own, which its tables have; known: {known}"
-        elif data not in tests:
-            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, tests)}"
+        elif data not in (those := tests if "images" in needs else [dataset, *tests]):
+            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, those)}"
 
 
 def not_of_other_classes(name: str, dataset: str, entries: dict[str, DataEntry]) -> str | None:
@@ -763,17 +765,15 @@ def not_of_other_classes(name: str, dataset: str, entries: dict[str, DataEntry])
     if name not in entries:
         return "is not in the catalogue"
     other = entries[name]
-    if name == dataset:
-        return "is the study's own, of no other classes"
-    if other.tests is not None:
-        return f"is a test set for networks of {other.tests}, which stands for its classes"
-    if "gallery" in (other.images or {}):
-        return "has persons, not classes"
-    if other.split is None:
-        return "has no training images of classes"
-    if shared := sorted(set(other.classes or ()) & set(entries[dataset].classes or ())):
-        return f"has classes of {dataset}, such as {shared[0]!r}"
-    return None
+    shared = sorted(set(other.classes or ()) & set(entries[dataset].classes or ()))
+    reasons = {
+        "is the study's own, of no other classes": name == dataset,
+        f"is a test set for networks of {other.tests}, which stands for its classes": other.tests is not None,
+        "has persons, not classes": "gallery" in (other.images or {}),
+        "has no training images of classes": other.split is None,
+        f"has classes of {dataset}, such as {''.join(shared[:1])!r}": bool(shared),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def data_faults(content: dict, folder: Path) -> Iterator[str]:

@@ -57,10 +57,7 @@ Images are floats: (pixels / 255 - mean) / std, with mean {mean} and std {std}, 
 SIGNED = "- Written by selfdistill "  # a line of every card
 CHOSEN = {"last": "of the last epoch", "validation": "of epoch {}, the best on validation images"}
 PUBLISHED = "set by hand, as published or as the study says"
-SEARCHED = (
-    "the best of a search on validation images, whose first trial has the published ones; the search cost more than "
-    "this training"
-)
+SEARCHED = "the best of a search on validation images, whose first trial has the published ones"
 NO_LICENCE = "No catalogue that describes the data was found from the run; ask whoever trained it."
 NONE_STORED = "No predictions of test images were stored beside the run when this was written."
 USE_FOLDER = """```python

@@ -178,13 +178,11 @@ def exported(folder: Path, selection: str | None) -> Opened:
     """The network of a folder that `exports.folder` wrote."""
     file = folder / CONFIG
     record = json_object(file, REMEDY)
-    told = record.get("selection")
+    told, fault = record.get("selection"), record_fault(record)
     if record.get("format") != FORMAT:
         fault = f"format {record.get('format')!r}; allowed: {FORMAT!r}"
     elif not isinstance(told, str) or told not in WEIGHTS:
         fault = f"selection {told!r}; allowed: {' or '.join(WEIGHTS)}"
-    else:
-        fault = record_fault(record)
     if fault:
         raise ExportError(f"{file}: not what `selfdistill export` writes ({fault}); {REMEDY}")
     if selection not in (None, record["selection"]):
