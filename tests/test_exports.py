@@ -501,6 +501,7 @@ def test_a_card_says_what_the_method_is_read_from_who_taught_and_that_values_wer
         ):
             assert words in text, words
     text = (out / "README.md").read_text()
+    assert "b`c" not in text, "it would end the code"
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert ast.literal_eval(re.search(r"selfdistill.load\((.*)\)  ", code)[1]) == out.name
     ast.parse(card.USE_ONNX.format(name=card.literal(out.name), channels=1, height=8, width=8, classes=4)[10:-3])
