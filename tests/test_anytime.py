@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from sklearn.metrics import accuracy_score
 
 from selfdistill import analyses
 from selfdistill.cli import main
-from selfdistill.evaluation import anytime
+from selfdistill.evaluation import anytime, images
 from selfdistill.evaluation.inputs import Stored
 from selfdistill.models.trained import build, load_network
 from selfdistill.training.cost import counted_flops, inference_macs
@@ -193,6 +194,32 @@ def test_predict_stops_each_image_at_the_first_exit_that_is_sure(run, tmp_path, 
     mean = sum(answer["million_macs"] for answer in answers) / 24
     assert (code, err) == (0, f"selfdistill predict: {mean:.4g} million multiply-adds an image on average, 24 images\n")
     assert "exit 1/4" in predicted(capsys, run, tmp_path / "00.png", "--confidence", "1e-9")[1]
+
+
+def test_an_exported_folder_predicts_as_its_run_does(run, tmp_path, capsys):
+    pictures(tmp_path, 6)
+    assert main(["export", str(run), str(tmp_path / "away")]) == 0
+    capsys.readouterr()
+    for options in (["--exit", "2"], ["--confidence", "0.9"], ["--json"]):
+        one, other = (predicted(capsys, place, tmp_path / "00.png", *options) for place in (run, tmp_path / "away"))
+        assert one == other
+        assert one[0] == 0
+    code, _, err = predicted(capsys, tmp_path / "away", tmp_path / "00.png", "--budget", "1")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "away: was exported, without predictions of validation images" in err
+
+
+def test_the_smallest_budget_that_a_message_names_is_allowed(run, tmp_path, monkeypatch, capsys):
+    pictures(tmp_path, 1)
+    for first in (179_030_016, 131_072_001, 4_100_900_300):  # some are no millions that a float holds
+        monkeypatch.setattr(images, "leaving_macs", lambda network, m=first: [m, 2 * m, 3 * m, 4 * m])
+        err = predicted(capsys, run, tmp_path / "00.png", "--budget", f"{(first - 1) / 1e6!r}")[2]
+        given, least = re.fullmatch(
+            r".*--budget (\S+) is not .*: from (\S+), what the first exit costs\n", err
+        ).groups()
+        assert (float(given), float(least)) == ((first - 1) / 1e6, first / 1e6)
+        code, out, _ = predicted(capsys, run, tmp_path / "00.png", "--budget", least)
+        assert (code, out.count("exit 1/4")) == (0, 1)
 
 
 def test_predict_keeps_a_budget_by_the_stored_validation_images(run, inputs, tmp_path, capsys):

@@ -16,6 +16,7 @@ from selfdistill.evaluation.calibration import (
     confidences,
     equal_mass_error,
     fitted_temperature,
+    log_odds,
     reliability,
 )
 from selfdistill.evaluation.classification import brier, calibration_error, top_k
@@ -119,17 +120,57 @@ def test_the_fitted_temperature_is_the_best_one(sharp):
 def test_a_temperature_is_positive_finite_and_never_worse_than_none(case):
     logits, labels = ODD[case]
     temperature = fitted_temperature(logits, labels)
+    if case in ("all right", "all wrong", "a single image", "sure without end", "equal confidence"):
+        assert temperature is None  # the likelihood rises towards 0, or without end
+        return
     assert math.isfinite(temperature)
     assert temperature > 0
     before, after = nll(logits, labels, 1), nll(logits, labels, temperature)
     assert after <= before * (1 + 1e-12) or not math.isfinite(before)
-    if case == "all right":
-        assert temperature < 1
-    if case == "all wrong":
-        assert after == pytest.approx(math.log(4), abs=0.02)  # as good as guessing
     if case == "constant":
         assert temperature == 1
     assert math.isnan(fitted_temperature(torch.full((3, 4), math.nan), torch.arange(3)))
+
+
+def test_logits_that_are_nearly_guesses_have_the_best_temperature_or_none():
+    found = {}
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        logits, labels = torch.randn(999, 100, generator=generator), torch.randint(100, (999,), generator=generator)
+        found[seed] = fitted_temperature(logits, labels)
+        at_infinity = (logits.double().mean(dim=1) - logits.double().gather(1, labels[:, None])[:, 0]).mean().item()
+        assert (found[seed] is None) == (at_infinity >= 0)  # the derivative of the likelihood in 1 / T, at 0
+        if found[seed]:
+            theirs = minimize_scalar(
+                lambda u, z=logits, y=labels: nll(z, y, math.exp(u)), bounds=(0, 12), method="bounded"
+            )
+            assert nll(logits, labels, found[seed]) <= theirs.fun + 1e-12
+    assert None in found.values()
+    assert set(found.values()) > {None}
+
+
+@pytest.mark.parametrize("classes", [2, 7, 101])
+def test_confidences_tie_exactly_where_the_logits_are_the_same(classes):
+    generator = torch.Generator().manual_seed(0)
+    one = 3 * torch.randn(classes, generator=generator)
+    logits = torch.stack([one[torch.randperm(classes, generator=generator)] for _ in range(211)])
+    assert len(log_odds(logits).unique()) == len(confidences(logits, torch.zeros(211).long())[0].unique()) == 1
+    p = one.double().softmax(0).max().item()
+    assert log_odds(logits)[0].item() == pytest.approx(math.log(p / (1 - p)), abs=1e-12)
+
+
+def test_sure_answers_are_told_apart_by_what_their_probabilities_round_away():
+    logits = torch.tensor([[float(gap), 0.0, 0.0] for gap in (30, 31, 32, 33, 34, 40, 50, 60)])
+    labels = torch.tensor([0] * 4 + [1] * 4)  # the surest half is wrong
+    assert log_odds(logits).tolist() == pytest.approx([gap - math.log(2) for gap in (30, 31, 32, 33, 34, 40, 50, 60)])
+    run = {"sections": 1, "cost": {"inference_macs": [10]}}
+    (row,) = analyses.function("selective")(
+        Predictions(run, logits[None], Classes(labels), (logits[None], labels), {}), risk=0.05, coverage=0.8
+    )
+    wrong = [1.0 - right for right in (labels == 0).tolist()]
+    assert row["aurc"] == pytest.approx(literal_risks(list(range(8)), wrong).mean())
+    near = torch.tensor([0.5 + 0.5e-14 * i for i in range(8)], dtype=torch.float64)  # each other's neighbours
+    assert risks(near, torch.tensor(wrong)).tolist() == pytest.approx(literal_risks(near.tolist(), wrong))
 
 
 @pytest.mark.parametrize("case", ODD)

@@ -214,7 +214,7 @@ def test_predict_takes_images_of_any_kind(tiny_study, tmp_path):
     [
         (["results/runs/resnet10-slim/byot/0-1/0", "IMAGE", "--exit", "5"], "allowed: 1 to 4"),
         (["results/runs/resnet10-slim/byot/0-1/0", "IMAGE", "--exit", "0"], "allowed: 1 to 4"),
-        (["results/runs/nothing", "IMAGE"], "no trained run"),
+        (["results/runs/nothing", "IMAGE"], "no trained network"),
         (["results/runs/resnet10-slim/byot/0-1/0", "params.yaml"], "no image that can be read"),
         (["results/runs/resnet10-slim/byot/0-1/0", "nowhere.png"], "no image that can be read"),
     ],

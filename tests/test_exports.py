@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from test_own_networks import EXAMPLE
 from test_timm import NAMED
 
 import selfdistill
-from selfdistill import models
+from selfdistill import methods, models
 from selfdistill.cli import main
 from selfdistill.config import read_study
 from selfdistill.data.prepared import Dataset
@@ -85,7 +86,16 @@ def test_a_run_loads_as_a_module_that_returns_a_tensor(run, pixels, wanted):
     torch.testing.assert_close(loaded(images), wanted[-1], rtol=0, atol=0)
     torch.testing.assert_close(selfdistill.load(str(run), exits="all")(images), wanted, rtol=0, atol=0)
     torch.testing.assert_close(selfdistill.load(run, pixels=True)(pixels), wanted[-1])
-    torch.testing.assert_close(selfdistill.load(run, exit=2, pixels=True)(pixels), wanted[1])
+    torch.testing.assert_close(selfdistill.load(run, exit=np.int64(2), pixels=True)(pixels), wanted[1])
+    taking = selfdistill.load(run, pixels=True)
+    for module, given, said in (
+        (taking, pixels / 255, "images of torch.float32 with pixels=True are not allowed; allowed: whole numbers"),
+        (loaded, pixels, "images of torch.uint8 with pixels=False are not allowed; allowed: floats"),
+        (loaded, images[0], r"images of \[1, 8, 8\] are not allowed; allowed: N x 1 x H x W"),
+        (taking, pixels.expand(-1, 3, -1, -1), r"images of \[7, 3, 8, 8\] are not allowed; allowed: N x 1 x H x W"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            module(given)
     assert set(loaded.state_dict()) == set(selfdistill.load(run, pixels=True).state_dict())
 
 
@@ -254,7 +264,13 @@ DAMAGE = {
     "another format": (changed(format=2), "format 2; allowed: 'selfdistill 1'"),
     "no network": (changed(network=3), "not what `selfdistill export` writes (network)"),
     "no such network": (changed(network={**SLIM, "exits": True, "name": "nothing"}), "is no network"),
-    "another selection": (changed(selection="test"), "not what `selfdistill export` writes"),
+    "another selection": (changed(selection="test"), "(selection 'test'; allowed: last or validation)"),
+    "a selection that is a list": (changed(selection=[]), "(selection []; allowed: last or validation)"),
+    "no selection": (changed(selection=None), "(selection None; allowed: last or validation)"),
+    "results that are no numbers": (
+        changed(reached=[{"exit": "1/4", "right": 1, "images": 2, "nll": math.nan, "ece": 0.1, "macs": 1}]),
+        "its record has what JSON cannot hold",
+    ),
     "own files that are elsewhere": (
         changed(network={**SLIM, "exits": True, "own": ["../mine.py"]}),
         "network.own: '../mine.py' is not allowed",
@@ -292,12 +308,17 @@ def test_nothing_is_replaced_unless_it_is_asked_for(run, tmp_path, capsys):
     )
     assert refused(capsys, run, tmp_path / "out.onnx").startswith(f"{tmp_path}/out.onnx: there already")
     (tmp_path / "card.md").write_text("mine")
-    assert refused(capsys, run, tmp_path / "card.onnx").startswith(f"{tmp_path}/card.md: there already")
-    assert under(tmp_path) == {**before, "card.md": b"mine"}
+    (tmp_path / "net.onnx").mkdir()
+    (tmp_path / "mine.onnx").write_text("mine")
+    for force in ((), ("--force",)):  # nothing but what an export left is replaced
+        for out, there in (("card.onnx", "card.md"), ("net.onnx", "net.onnx"), ("mine.onnx", "mine.onnx")):
+            said = refused(capsys, run, tmp_path / out, *force)
+            assert said == f"{tmp_path / there}: there, and not what an earlier export left; name another file"
+    assert under(tmp_path) == {**before, "card.md": b"mine", "mine.onnx": b"mine"}
     (tmp_path / "out/README.md").write_text("mine")
-    (tmp_path / "out.md").write_text("mine")
+    (tmp_path / "out.md").write_text((tmp_path / "out.md").read_text() + "notes")
     assert export(run, tmp_path / "out", "--force") == export(run, tmp_path / "out.onnx", "--exit", "1", "--force") == 0
-    assert under(tmp_path) == {**before, "card.md": b"mine"}, "the same bytes again"
+    assert under(tmp_path) == {**before, "card.md": b"mine", "mine.onnx": b"mine"}, "the same bytes again"
 
 
 def test_a_folder_of_something_else_is_never_replaced(run, tmp_path, capsys):
@@ -343,8 +364,9 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, capsys, monkeypatch)
             refused(capsys, run, tmp_path / out)
             == f"{tmp_path / out}: {tmp_path}/file is no folder; name another place"
         )
+    assert "allowed: such as network.onnx" in refused(capsys, run, tmp_path / ".onnx")
     assert "--exit 1: a folder holds every exit" in refused(capsys, run, tmp_path / "out", "--exit", "1")
-    assert "exit 7: this network has 4 exits; allowed" in refused(capsys, run, tmp_path / "out.onnx", "--exit", "7")
+    assert "exit 7: this network has 4 exits; allowed" in refused(capsys, run, tmp_path / "out.ONNX", "--exit", "7")
     monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
     assert "ONNX Runtime and PyTorch differ by" in refused(capsys, run, tmp_path / "out.onnx", "--exit", "1")
     monkeypatch.setattr(card, "CARD", "{nothing}")
@@ -455,8 +477,35 @@ def test_a_card_says_where_a_network_is_from_and_what_it_reaches(run, tmp_path):
         f"on {TEST_IMAGES} test images",
         '`{"alpha": 0.1}`',
         'selfdistill.load("out")',
+        "Teacher: none that was trained before.",
+        "The paper itself could not be read in full",
+        "Values: set by hand",
     ):
         assert words in text, words
+
+
+def test_a_card_says_what_the_method_is_read_from_who_taught_and_that_values_were_searched(run, tmp_path):
+    shutil.copytree(run, tmp_path / "sd-tuned")
+    record = json.loads((run / "run.json").read_text())
+    told = {"method": "sd", "variant": "sd-tuned", "teacher": "plain", "teacher_sha256": "a" * 64}
+    (tmp_path / "sd-tuned/run.json").write_text(json.dumps(record | told))
+    out = tmp_path / 'a "b`c.x\udcff'
+    assert export(tmp_path / "sd-tuned", out) == export(out, tmp_path / "again") == 0
+    for place in (out, tmp_path / "again"):
+        text = (place / "README.md").read_text()
+        for words in (
+            "Its authors withdrew it",
+            "our reading of two abstracts",
+            f'Teacher: `"resnet10-slim/plain"`, the same seed; SHA-256 of its weights `"{"a" * 64}"`.',
+            "Values: the best of a search on validation images",
+        ):
+            assert words in text, words
+    text = (out / "README.md").read_text()
+    assert "b`c" not in text, "it would end the code"
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert ast.literal_eval(re.search(r"selfdistill.load\((.*)\)  ", code)[1]) == out.name
+    ast.parse(card.USE_ONNX.format(name=card.literal(out.name), channels=1, height=8, width=8, classes=4)[10:-3])
+    assert "Paper: not told." not in map(card.source_of, methods.names())
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 10), (10, 10), (1, 3), (911, 1000), (5, 5000)])

@@ -217,7 +217,10 @@ def replaced(name: str, made):
 
 
 RUNS = {
-    "no run.json": (lambda folder: (folder / "run.json").unlink(), "no trained run (no run.json in it)"),
+    "no run.json": (
+        lambda folder: (folder / "run.json").unlink(),
+        "no trained network (neither run.json nor config.json in it)",
+    ),
     "null": (text("null"), "NoneType, no object"),
     "a list": (text("[]"), "list, no object"),
     "empty": (text(""), "no JSON"),
@@ -298,7 +301,7 @@ def test_a_place_without_a_run_is_refused_in_a_line(tmp_path, monkeypatch, capsy
     (tmp_path / "loop").symlink_to("loop")
     code, lines, (error,) = said([place, "i.png"], capsys)
     assert (code, lines) == (1, [])
-    assert "no trained run" in error
+    assert "no trained network" in error
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from selfdistill import analyses, methods
 from selfdistill.analyses import corruptions, flatness, gradients, ood, separability
 from selfdistill.data.prepared import open_splits
 from selfdistill.data.prepared.packed import centre_cropped, write_packed
+from selfdistill.errors import UserError
+from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.probed import Probed, chosen
 from selfdistill.evaluation.replay import kept_weights, losses, run_at
 from selfdistill.models.sections import seeded
@@ -340,9 +342,9 @@ def test_auroc_and_false_positives_are_scikit_learns(ties):
 def test_scores_are_probability_and_energy():
     logits = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]], dtype=torch.float64)
     exponentials = np.exp(logits.numpy())
-    assert ood.largest_probability(logits).exp().numpy() == pytest.approx(
-        exponentials.max(axis=2) / exponentials.sum(axis=2)
-    )
+    assert log_odds(logits).sigmoid().numpy() == pytest.approx(exponentials.max(axis=2) / exponentials.sum(axis=2))
+    sure, surer = (log_odds(torch.tensor([[gap, 0.0, 0.0]])) for gap in (40.0, 50.0))  # both probabilities round to 1
+    assert (ood.auroc(surer, sure), ood.false_positives(surer, sure)) == (1, 0)
     assert ood.energy(logits).numpy() == pytest.approx(np.log(exponentials.sum(axis=2)))
 
 
@@ -358,7 +360,10 @@ def test_other_images_are_brought_to_the_networks_form(run, prepared, tmp_path):
     for part in ("training", "test"):
         (tmp_path / part).mkdir()
     save_file({"images": colours, "labels": torch.zeros(6, dtype=torch.int64)}, tmp_path / "test/test.safetensors")
-    (tmp_path / "training/dataset.json").write_text('{"name": "colours"}')
+    (tmp_path / "training/dataset.json").write_text('{"name": "colours", "classes": ["red", "green"]}')
+    known = {"name": "part", "classes": ["red", f"{run.dataset.classes[0].upper()}, of which there are two"]}
+    with pytest.raises(UserError, match="part: 1 of its classes are those that the network knows"):
+        ood.refuse_known(run.dataset.classes, known)
     rows = ood.analyse(replace(run, prepared=tmp_path), images=30)
     assert [(row["score"], row["exit"]) for row in rows] == [(s, e) for s in ("softmax", "energy") for e in run.exits]
     logits = run.logits(run.test(30), "own"), run.logits(replace(run.test(6), images=made), "made")

@@ -191,7 +191,13 @@ def test_what_was_exported_there_is_read_here_to_the_last_digit(study, tmp_path)
 def test_a_part_of_a_study_is_rendered_without_any_training(study):
     one_seed = [entry(study, m, 0, a, precision="bfloat16") for m, a in (("plain", 0.9), ("byot", 0.95), ("drkd", 0.8))]
     import_records(study, [pack("runs.jsonl.gz", *one_seed)])
+    left = [Path("results/tables/removed.csv"), Path("results/tables/removed.tex"), Path("results/figures/removed.svg")]
+    kept = [Path("results/tables/notes.txt"), Path("results/figures/mine/one.svg")]
+    for path in left + kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     page = render(study)
+    assert [path.exists() for path in left + kept] == [False] * 3 + [True] * 2  # of an analysis that is no more
     assert "3 of the study's cells have not run yet" in page
     assert "1 seed a method" in page
     assert page.count(">NVIDIA H200, bfloat16 (1 seed)<") == 6  # each row of the accuracy table and of Hardware

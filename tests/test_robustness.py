@@ -18,7 +18,7 @@ from test_readers import npy
 
 from selfdistill import analyses
 from selfdistill.analyses.robustness import HELD_BACK
-from selfdistill.config import read_study
+from selfdistill.config import probe_faults, read_study
 from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import load_network, predict
@@ -37,7 +37,7 @@ PROBES = {
     "flat": {
         "analysis": "flatness",
         "data": "cifar10",
-        "settings": {"images": 20, "draws": 1, "sigmas": 2, "vectors": 1},
+        "settings": {"images": 50, "draws": 1, "sigmas": 2, "vectors": 1},
     },
     "slopes": {"analysis": "gradients", "data": "cifar10", "settings": {"batches": 1}},
     "apart": {"analysis": "separability", "data": "cifar10"},
@@ -289,7 +289,11 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
         ),
         (
             {"c": {"analysis": "robustness", "data": "digits"}},
-            "'digits' does not test networks of cifar10; known: cifar10,",
+            "'digits' does not test networks of cifar10; known: cifar10-1, cifar10-c",
+        ),
+        (
+            {"c": {"analysis": "robustness", "data": "cifar10"}},
+            "probes.c.data: 'cifar10' is the study's own, which its tables have; known: cifar10-1, cifar10-c",
         ),
         (
             {"c": {"analysis": "robust", "data": "cifar10-c"}},
@@ -302,14 +306,25 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
         ),
         (
             {"c": {"analysis": "ood", "data": "cifar10"}},
-            "probes.c.data: 'cifar10' has no images of other classes; did you mean",
+            "probes.c.data: 'cifar10' is the study's own, of no other classes; did you mean 'cifar100'? known: digits,",
         ),
+        (
+            {"c": {"analysis": "ood", "data": "cifar10-c"}},
+            "probes.c.data: 'cifar10-c' is a test set for networks of cifar10, which stands for its classes; did you",
+        ),
+        ({"c": {"analysis": "ood", "data": "market1501"}}, "probes.c.data: 'market1501' has persons, not classes;"),
+        ({"c": {"analysis": "ood", "data": "cifar"}}, "probes.c.data: 'cifar' is not in the catalogue; did you mean"),
+        (
+            {"c": {"analysis": "flatness", "data": "cifar10", "settings": {"images": 2}}},
+            "probes.c.settings.images: 2 is not allowed; allowed: a whole number from 50 to 1000000",
+        ),
+        ({"c": "flatness"}, 'probes.c: "flatness" is not allowed; allowed: a mapping with analysis, data, settings'),
         (
             {"c": {"analysis": "flatness", "data": "cifar10", "settings": {"draws": 0}}},
             "probes.c.settings.draws: 0 is not allowed; allowed: a whole number from 1 to 1000",
         ),
         ({"c": {**ONE["cifar10-1"], "settings": {"sets": 3}}}, "probes.c.settings.sets: unknown key; known: none"),
-        (["cifar10-c"], 'probes: ["cifar10-c"] is not allowed'),
+        (["cifar10-c"], 'probes: ["cifar10-c"] is not allowed; allowed: a mapping of keys to values'),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(probes, words, tmp_path):
@@ -318,6 +333,15 @@ def test_a_probe_that_cannot_be_is_refused(probes, words, tmp_path):
     with pytest.raises(ConfigError) as error:
         read_study(tmp_path / "params.yaml")
     assert words in str(error.value)
+
+
+def test_a_data_set_that_shares_a_class_is_not_one_of_other_classes():
+    entries = read_catalogue(ROOT / "data/params.yaml").datasets
+    entries["strokes"] = entries["digits"].model_copy(update={"classes": ["ten", "9"]})
+    probes = {"c": {"analysis": "ood", "data": "strokes"}}
+    (fault,) = probe_faults(probes, "digits", entries)
+    assert fault.startswith("probes.c.data: 'strokes' has classes of digits, such as '9'; ")
+    assert list(probe_faults(probes, "cifar10", entries)) == []
 
 
 def test_persons_have_no_classes_to_probe(tmp_path):

@@ -22,4 +22,4 @@ def refused(value: Any, spec: dict[str, Any]) -> str | None:
     fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if fits and low <= value <= high and math.isfinite(value):
         return None
-    return f"a {'whole number' if whole else 'number'} from {low:g} to {high:g}"
+    return f"a {'whole number' if whole else 'number'} from {low:.15g} to {high:.15g}"

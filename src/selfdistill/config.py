@@ -736,11 +736,7 @@ def person_faults(content: dict, dataset: str, entry: DataEntry) -> Iterator[str
 def probe_faults(probes: Any, dataset: str, entries: dict[str, DataEntry]) -> Iterator[str]:
     """Probes of a data set's networks that take images which they cannot use."""
     tests = [name for name, other in entries.items() if other.tests == dataset]
-    others = [
-        name
-        for name, other in entries.items()
-        if name != dataset and other.split is not None and "gallery" not in (other.images or {})
-    ]
+    others = [name for name in entries if not_of_other_classes(name, dataset, entries) is None]
     persons = "gallery" in (entries[dataset].images or {})
     for name, probe in probes.items() if isinstance(probes, dict) else ():
         data, analysis = (probe.get(key) if isinstance(probe, dict) else None for key in ("data", "analysis"))
@@ -750,13 +746,34 @@ def probe_faults(probes: Any, dataset: str, entries: dict[str, DataEntry]) -> It
         if not isinstance(data, str):
             continue
         if "others" in needs:
-            if data not in others:
-                yield f"probes.{name}.data: {data!r} has no images of other classes; {nearest(data, others)}"
-        elif "own" in needs and data != dataset:
-            yield f"probes.{name}.data: {data!r} is not allowed with {analysis}; allowed: {dataset}, the study's own"
-        elif data not in (dataset, *tests):
-            of_it = [dataset, *tests]
-            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, of_it)}"
+            if (reason := not_of_other_classes(data, dataset, entries)) is not None:
+                yield f"probes.{name}.data: {data!r} {reason}; {nearest(data, others)}"
+        elif "own" in needs:
+            if data != dataset:
+                allowed = f"allowed: {dataset}, the study's own"
+                yield f"probes.{name}.data: {data!r} is not allowed with {analysis}; {allowed}"
+        elif "images" in needs and data == dataset:
+            known = ", ".join(tests) or "none"
+            yield f"probes.{name}.data: {data!r} is the study's own, which its tables have; known: {known}"
+        elif data not in (those := tests if "images" in needs else [dataset, *tests]):
+            yield f"probes.{name}.data: {data!r} does not test networks of {dataset}; {nearest(data, those)}"
+
+
+def not_of_other_classes(name: str, dataset: str, entries: dict[str, DataEntry]) -> str | None:
+    """Why a data set cannot show a network of another one images of other classes; None where it can.  Classes that
+    only the files name are held against each other when the probe runs."""
+    if name not in entries:
+        return "is not in the catalogue"
+    other = entries[name]
+    shared = sorted(set(other.classes or ()) & set(entries[dataset].classes or ()))
+    reasons = {
+        "is the study's own, of no other classes": name == dataset,
+        f"is a test set for networks of {other.tests}, which stands for its classes": other.tests is not None,
+        "has persons, not classes": "gallery" in (other.images or {}),
+        "has no training images of classes": other.split is None,
+        f"has classes of {dataset}, such as {''.join(shared[:1])!r}": bool(shared),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def data_faults(content: dict, folder: Path) -> Iterator[str]:

@@ -243,6 +243,10 @@ def in_words(fault: dict, schema: type[BaseModel]) -> str:
         expected = f"at least {fault['ctx']['min_length']} entry"
     elif kind == "value_error":
         expected = str(fault["ctx"]["error"])
+    elif kind == "model_type":
+        expected = f"a mapping with {', '.join(known_keys(schema, fault['loc']))}"
+    elif kind == "dict_type":
+        expected = "a mapping of keys to values"
     elif kind in ("int_type", "int_from_float"):
         expected = "whole number"
     elif kind == "float_type" and reads_as_number(fault["input"]):

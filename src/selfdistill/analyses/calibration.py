@@ -79,13 +79,14 @@ def analyse(inputs: "Predictions", bins: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, logits, seen in pairs:
         temperature = fitted_temperature(seen, validation_labels)
-        scaled = calibration(logits.double() / temperature, labels, bins)
-        row = {"exit": name, "bin": None, **calibration(logits, labels, bins), "temperature": temperature}
+        found = calibration(logits, labels, bins)
+        scaled = calibration(logits.double() / temperature, labels, bins) if temperature else dict.fromkeys(found)
+        row = {"exit": name, "bin": None, **found, "temperature": temperature}
         rows.append({**row, **{f"{key}_scaled": value for key, value in scaled.items()}})
-    found = reliability(*confidences(inputs.logits[-1], labels), bins)
+    shares = reliability(*confidences(inputs.logits[-1], labels), bins)
     return rows + [
         {"exit": inputs.exits[-1], "bin": i, "share": share, "right": right, "confidence": confidence}
-        for i, (share, right, confidence) in enumerate(found, 1)
+        for i, (share, right, confidence) in enumerate(shares, 1)
     ]
 
 

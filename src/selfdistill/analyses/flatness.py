@@ -15,7 +15,7 @@ ABOUT = {
     "title": "Flatness",
     "needs": ["network", "own"],
     "settings": {
-        "images": {"default": 1000, "allowed": [2, 1_000_000]},
+        "images": {"default": 1000, "allowed": [50, 1_000_000]},
         "draws": {"default": 10, "allowed": [1, 1000]},
         "sigmas": {"default": 6, "allowed": [1, 100]},
         "largest": {"default": 0.6, "allowed": [0.001, 100.0]},

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from selfdistill.data.images import sized
+from selfdistill.errors import UserError
+from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.splits import ClassImages
 
 if TYPE_CHECKING:
@@ -32,25 +34,32 @@ TRUE_POSITIVES = 0.95
 def analyse(inputs: "Probed", images: int) -> list[dict[str, Any]]:
     """One row a score and exit, of `images` test images at most of either data set.
 
-    score: `softmax`, the largest probability (Hendrycks and Gimpel 2017, arXiv 1610.02136), and `energy`, the
-    logarithm of the sum of the logits' exponentials (Liu et al. 2020, arXiv 2010.03759, at temperature 1).  Images of
-    the run's own classes are the positives.
+    score: `softmax`, the largest probability (Hendrycks and Gimpel 2017, arXiv 1610.02136), as its odds, and `energy`,
+    the logarithm of the sum of the logits' exponentials (Liu et al. 2020, arXiv 2010.03759, at temperature 1).  Images
+    of the run's own classes are the positives.
+    Raises UserError where a class of the probe's data set is one of the run's.
     """
+    refuse_known(inputs.dataset.classes, inputs.facts)
     own, others = inputs.test(images), inputs.test(images, inputs.prepared)
     others = ClassImages(brought(others.images, inputs.dataset.size, inputs.dataset.channels), others.labels)
     known = inputs.logits(own, f"{inputs.dataset.name} test").double()
     strange = inputs.logits(others, f"{inputs.facts['name']} test").double()
     rows = []
-    for score, of in (("softmax", largest_probability), ("energy", energy)):
+    for score, of in (("softmax", log_odds), ("energy", energy)):
         for name, inside, outside in zip(inputs.exits, of(known), of(strange), strict=True):
             found = {"auroc": auroc(inside, outside), "fpr": false_positives(inside, outside)}
             rows.append({"score": score, "exit": name, **found})
     return rows
 
 
-def largest_probability(logits: "Tensor") -> "Tensor":
-    """... x K logits to the logarithm of the largest probability, which keeps apart what rounds to 1."""
-    return logits.log_softmax(dim=-1).amax(dim=-1)
+def refuse_known(classes: list[str], others: dict[str, Any]) -> None:
+    """UserError: a class of another prepared data set has the name of one of these, up to its first comma."""
+    known, named = ({name.partition(",")[0].casefold() for name in names} for names in (classes, others["classes"]))
+    if shared := sorted(known & named):
+        raise UserError(
+            f"{others['name']}: {len(shared)} of its classes are those that the network knows, such as {shared[0]!r}; "
+            "allowed with ood: a data set of other classes"
+        )
 
 
 def energy(logits: "Tensor") -> "Tensor":

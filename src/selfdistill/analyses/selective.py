@@ -28,7 +28,7 @@ ABOUT = {
 
 def analyse(inputs: "Predictions", risk: float, coverage: float) -> list[dict[str, Any]]:
     """One row an exit, shallow to deep, and one of all exits together."""
-    from selfdistill.evaluation.calibration import confidences
+    from selfdistill.evaluation.calibration import log_odds
     from selfdistill.evaluation.classification import ensemble
     from selfdistill.evaluation.selective import selective
 
@@ -37,8 +37,8 @@ def analyse(inputs: "Predictions", risk: float, coverage: float) -> list[dict[st
         found["ensemble"] = ensemble(inputs.logits)
     rows = []
     for name, logits in found.items():
-        confidence, correct = confidences(logits, inputs.labels)
-        rows.append({"exit": name, **selective(confidence, 1 - correct, risk, coverage)})
+        wrong = (logits.argmax(dim=1) != inputs.labels).double()
+        rows.append({"exit": name, **selective(log_odds(logits), wrong, risk, coverage)})
     return rows
 
 

@@ -32,7 +32,9 @@ def export(options: Namespace) -> None:
     from selfdistill.exports.folder import export_folder
     from selfdistill.exports.network import ExportError, open_network
 
-    onnx = options.out.suffix == ".onnx"
+    onnx = options.out.name.lower().endswith(".onnx")
+    if options.out.name.lower() == ".onnx":
+        raise ExportError(f"{options.out}: an ending without a name; allowed: such as network.onnx, or a folder")
     if options.exit is not None and not onnx:
         raise ExportError(
             f"--exit {options.exit}: a folder holds every exit; allowed: of a file that ends in .onnx "

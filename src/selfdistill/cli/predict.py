@@ -22,7 +22,10 @@ def add(commands: Commands) -> None:
         "Example: selfdistill predict results/runs/resnet10-slim/byot/0-4/0 photo.png --exit 2",
     )
     sub.add_argument(
-        "folder", type=Path, metavar="RUN", help="folder of a trained run, results/runs/MODEL/VARIANT/BLOCK/SEED"
+        "folder",
+        type=Path,
+        metavar="RUN",
+        help="folder of a trained run, results/runs/MODEL/VARIANT/BLOCK/SEED, or one that was exported",
     )
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     sub.add_argument("--exit", type=int, metavar="N", help="exit to read, 1 the shallowest (default: the deepest)")

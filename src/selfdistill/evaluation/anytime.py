@@ -54,7 +54,7 @@ def shares_of_budget(macs: Sequence[int], budget: float) -> list[float]:
     than 1, as in their code.  ValueError: a budget below the first exit's cost.
     """
     if budget < macs[0]:
-        raise ValueError(f"a budget of {budget:g} multiply-adds is not allowed; allowed: from {macs[0]:g}")
+        raise ValueError(f"a budget of {budget:.15g} multiply-adds is not allowed; allowed: from {macs[0]:.15g}")
 
     def shares(log_r: float) -> list[float]:
         powers = torch.arange(len(macs), dtype=torch.float64) * log_r
@@ -87,7 +87,7 @@ def budget_threshold(sure: Tensor, macs: Sequence[int], budget: float) -> float:
     """The largest threshold, the same at every exit, with which these images cost at most the budget on average.
     ValueError: a budget below the first exit's cost."""
     if budget < macs[0]:
-        raise ValueError(f"a budget of {budget:g} multiply-adds is not allowed; allowed: from {macs[0]:g}")
+        raise ValueError(f"a budget of {budget:.15g} multiply-adds is not allowed; allowed: from {macs[0]:.15g}")
     candidates = [*sure[:-1].unique().tolist(), NEVER]  # between two of them nothing changes
     low, high = 0, len(candidates) - 1
     while low < high:

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from selfdistill.evaluation.classification import beyond, brier, calibration_error
 
-TIED = 1e-14  # confidences that differ by less do so by the order in which probabilities were added up
 LARGEST = 1e300  # of a logit: an infinite one is taken as its limit
 PART = 4096  # images at a time, where ImageNet's would take gigabytes
-ROOM = 100.0  # how far beyond the differences of logits a temperature is sought
+ROOM = 1e6  # how far beyond the differences of logits a temperature is sought
 
 
 def bounded(logits: Tensor) -> Tensor:
@@ -21,8 +20,19 @@ def bounded(logits: Tensor) -> Tensor:
 
 def confidences(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Of logits N x K: the probability of the class that is told, and whether it is right, 0 or 1; float64 N each."""
-    confidence, told = bounded(logits).softmax(dim=1).max(dim=1)
-    return confidence, (told == labels).double()
+    ordered, classes = bounded(logits).sort(
+        dim=1, descending=True, stable=True
+    )  # added up in one order: ties are exact
+    return ordered.softmax(dim=1).amax(dim=1), (classes[:, 0] == labels).double()
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """... x K logits to log(p / (1 - p)) of the largest probability p, float64: it rises with p, and keeps apart what
+    rounds to 1.  The same logits in another order of classes give the same number."""
+    ordered = bounded(logits).sort(dim=-1, descending=True).values
+    others = ordered[..., 1:]
+    # less the logarithm of the sum of the others' exponentials, all of them less the largest of the others
+    return ordered[..., 0] - others[..., 0] + others.log_softmax(dim=-1)[..., 0]
 
 
 def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
@@ -38,9 +48,9 @@ def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, flo
 
 
 def shared_by_ties(confidence: Tensor, values: Tensor) -> Tensor:
-    """Values N, each replaced by the mean of those of equal confidence, so that no order among equals counts;
+    """Values N, each replaced by the mean of those of exactly equal confidence, so that no order among equals counts;
     confidence: N, sorted."""
-    new = confidence.diff().abs() > TIED
+    new = confidence.diff() != 0
     block = torch.cat([new.new_zeros(1), new]).cumsum(0)
     blocks = int(block[-1]) + 1
     sums = torch.zeros(blocks, dtype=torch.float64).index_add_(0, block, values.double())
@@ -77,14 +87,14 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> list[tup
     return [tuple(row) for row in (torch.stack(sums, dim=1) / len(confidence)).tolist()]
 
 
-def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """The temperature T at which softmax(logits / T) has the lowest mean negative log-likelihood (Guo et al., ICML
     2017, section 4.2); logits: N x K.
 
     In 1 / T the likelihood is convex; its derivative, the mean of E_p[z] - z_label, has one root, which is found by
-    Newton's steps in log(1 / T), kept inside a bracket.  Where no temperature is best (every image right, or as good as
-    guessed), it is the end of the bracket: a hundredth of the smallest, or a hundred times the largest difference
-    between an image's largest logit and another.  1 where none differ; NaN where one is no number.
+    Newton's steps in log(1 / T), kept inside a bracket.  None where no temperature is best: the likelihood rises
+    towards 0 where every image is right, and without end where none is better than guessed (here: beyond ROOM times the
+    largest difference between an image's largest logit and another).  1 where none differ; NaN where one is no number.
     """
     z = bounded(logits)
     if z.isnan().any():
@@ -103,11 +113,10 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
         variance = (p * (z - mean[:, None]).square()).sum(dim=1)
         return (mean - own).mean().item(), scale * variance.mean().item()
 
-    low, high = -math.log(ROOM * gaps.max().item()), -math.log(gaps.min().item() / ROOM)
-    if derivative(high)[0] <= 0:
-        return math.exp(-high)
-    if derivative(low)[0] >= 0:
-        return math.exp(-low)
+    smallest, largest = max(gaps.min().item(), 1 / LARGEST), gaps.max().item()
+    low, high = -math.log(ROOM * largest), math.log(ROOM) - math.log(smallest)
+    if derivative(high)[0] <= 0 or derivative(low)[0] >= 0:
+        return None
     u = min(max(0.0, low), high)
     for _ in range(200):
         value, slope = derivative(u)

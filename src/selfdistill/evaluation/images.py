@@ -18,16 +18,14 @@ from selfdistill.data.prepared.packed import centre_cropped
 from selfdistill.errors import UserError
 from selfdistill.evaluation.anytime import budget_thresholds, leave_early, leaving_macs
 from selfdistill.evaluation.anytime import confidence as certainty
-from selfdistill.evaluation.described import dataset_of
 from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.stored import predictions_of
-from selfdistill.evaluation.weights import refuse_imported
+from selfdistill.exports.network import is_exported, open_network
 from selfdistill.models.sections import SectionedNetwork
-from selfdistill.models.trained import load_network, predict, read_run
-from selfdistill.outside import JSON, OutsideError, reason_of, regular_bytes, untrusted
+from selfdistill.models.trained import predict
+from selfdistill.outside import OutsideError, reason_of, regular_bytes
 
 TOGETHER = 2**22  # values of the images that are classified at once: 64 of 3 x 148 x 148
-NAME_A_RUN = "name a folder of results/runs/MODEL/VARIANT"
 
 
 class PredictError(UserError):
@@ -57,15 +55,16 @@ def classify(
     """Per image, in their order: file, class, probability, exit, exits, and the probability of each class; or, not
     raised, why it cannot be read.  A few images are in memory at a time.
 
-    folder: a run's.  images: files, and folders, whose files are taken one by one as preparing takes them: below it in
-    the order of their names, without hidden ones and those that systems make.  exit_number: 1 (shallowest) to the
-    network's last; None for the last.
+    folder: a run's, or one that was exported.  images: files, and folders, whose files are taken one by one as
+    preparing takes them: below it in the order of their names, without hidden ones and those that systems make.
+    exit_number: 1 (shallowest) to the network's last; None for the last.
     confidence: each image leaves at the first exit that gives a class at least this probability.  budget: the same with
     a threshold of each exit, so that the run's validation images cost at most so many million multiply-adds on average.
     With either, `million_macs` says what the image cost.
-    Raises PredictError, and WeightsError for a run that was imported without its weights.
+    Raises PredictError, and of `open_network` whatever is wrong with the folder.
     """
-    network, dataset = opened(folder)
+    opened = open_network(folder)
+    network, dataset = opened.network, opened.data
     leaving = leaving_of(folder, network, exit_number, confidence, budget)
     files = (file for path in images for file in files_of(path))
     together = min(1000, max(1, TOGETHER // (dataset.channels * dataset.size[0] * dataset.size[1])))
@@ -75,7 +74,7 @@ def classify(
         found: Iterator[tuple[int, list[float]]] = iter(())
         if usable:
             taken, logits = answers(network, dataset, torch.from_numpy(np.stack(usable)), leaving)
-            rows = finite(logits[None], folder / "weights.safetensors", "given")[0].softmax(dim=1).tolist()
+            rows = finite(logits[None], opened.weights, "given")[0].softmax(dim=1).tolist()
             found = zip(taken, rows, strict=True)
         for path, pixels in zip(some, read, strict=True):
             if isinstance(pixels, PredictError):
@@ -117,7 +116,7 @@ def leaving_of(
         )
     if confidence is None and budget is None:
         return Leaving(exits if number is None else number)
-    given = f"--confidence {confidence:g}" if budget is None else f"--budget {budget:g}"
+    given = f"--confidence {confidence:.15g}" if budget is None else f"--budget {budget:.15g}"
     if exits == 1:
         raise PredictError(f"{given}: this network has 1 exit; allowed: of one with several, as byot trains it")
     macs = leaving_macs(network)
@@ -127,26 +126,12 @@ def leaving_of(
             raise PredictError(f"{given} is not allowed; allowed: a probability, above 0, at most 1")
         return Leaving(exits, [confidence] * (exits - 1), macs)
     if not macs[0] / 1e6 <= budget < math.inf:
-        raise PredictError(f"{given} is not allowed; allowed: from {macs[0] / 1e6:g}, what the first exit costs")
+        raise PredictError(f"{given} is not allowed; allowed: from {macs[0] / 1e6:.15g}, what the first exit costs")
+    if is_exported(folder):
+        raise PredictError(f"{folder}: was exported, without predictions of validation images; --budget needs a run's")
     sure = certainty(predictions_of(folder).validation["last"])
-    return Leaving(exits, budget_thresholds(sure, macs, 1e6 * budget), macs)
-
-
-def opened(folder: Path) -> tuple[SectionedNetwork, Dataset]:
-    """The network of a run's folder and the data set that it was trained on, whatever lies there."""
-    with untrusted(PredictError, folder, "no trained run", NAME_A_RUN):
-        refuse_imported(folder)
-        if not os.path.lexists(folder / "run.json"):
-            raise PredictError(f"{folder}: no trained run (no run.json in it); {NAME_A_RUN}")
-        with untrusted(PredictError, folder / "run.json", "cannot be read", NAME_A_RUN):
-            regular_bytes(folder / "run.json", JSON)
-        dataset = dataset_of(read_run(folder), folder / "run.json")
-        if "gallery" in dataset.pixels_sha256:
-            raise PredictError(
-                f"{folder}: it was trained to find persons again and has no class for another image; `selfdistill "
-                "evaluate` ranks its gallery"
-            )
-        return load_network(folder)[0], dataset
+    # the product may lie a rounding below the cost that the budget is
+    return Leaving(exits, budget_thresholds(sure, macs, max(1e6 * budget, macs[0])), macs)
 
 
 def files_of(path: Path) -> Iterator[Path | PredictError]:

@@ -11,7 +11,8 @@ from selfdistill.evaluation.calibration import shared_by_ties
 def risks(confidence: Tensor, wrong: Tensor) -> Tensor:
     """The share of wrong answers among the i most confident ones, for i from 1 to N; float64 N.
 
-    confidence, wrong (0 or 1): N.  Images of equal confidence come in random order, and the share is the expected one.
+    confidence: N, any number that rises with it, such as `log_odds`; wrong: N, 0 or 1.  Images of equal confidence come
+    in random order, and the share is the expected one.
     """
     confidence, order = confidence.double().sort(descending=True)
     return share_of_first(shared_by_ties(confidence, wrong[order]))

@@ -14,6 +14,7 @@ from selfdistill.evaluation.exits import exit_names
 from selfdistill.evaluation.stored import predictions_file, predictions_of
 from selfdistill.exports.network import REMEDY, ExportError, Opened
 from selfdistill.outside import OutsideError, regular_bytes, untrusted
+from selfdistill.search import untuned
 
 LEVEL = 0.95
 CLASSES = 20  # that a card names; the others stand in config.json, or in the metadata
@@ -36,31 +37,37 @@ Images are floats: (pixels / 255 - mean) / std, with mean {mean} and std {std}, 
 
 - Data: {data} (`{data_name}`){drawn}.
 - Method: {paper}; seed {seed}. Weights {epoch}.
+- {source}
+- Teacher: {teacher}.
 - Hyper-parameters: {hyper}
 - Recipe: {recipe}
+- Values: {values}.
 
 ## Where it comes from
 
 - Weights: SHA-256 `{weights}`, of the run's safetensors file.
 - Code of its training: SHA-256 `{code}`; key of the run: `{key}`.
 - Pixels and labels of each prepared split, SHA-256: {pixels}
-- Written by selfdistill {version}.
+{signed}{version}.
 
 ## Licence and citation of the data
 
 {licence}
 """
+SIGNED = "- Written by selfdistill "  # a line of every card
 CHOSEN = {"last": "of the last epoch", "validation": "of epoch {}, the best on validation images"}
+PUBLISHED = "set by hand, as published or as the study says"
+SEARCHED = "the best of a search on validation images, whose first trial has the published ones"
 NO_LICENCE = "No catalogue that describes the data was found from the run; ask whoever trained it."
 NONE_STORED = "No predictions of test images were stored beside the run when this was written."
 USE_FOLDER = """```python
 import selfdistill
 
-network = selfdistill.load("{name}")              # images N x {channels} x {height} x {width} -> logits N x {classes}
+network = selfdistill.load({name})              # images N x {channels} x {height} x {width} -> logits N x {classes}
 logits = network(network.data.normalise(pixels))  # pixels: uint8, 0 to 255
 ```
 
-`selfdistill.load("{name}", exits="all")` gives the logits of all exits, `exit=1` those of the first, without what lies
+`selfdistill.load({name}, exits="all")` gives the logits of all exits, `exit=1` those of the first, without what lies
 behind it, and `pixels=True` a module that takes the pixels themselves."""
 USE_ONNX = """```python
 import json
@@ -68,7 +75,7 @@ import json
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{name}")
+session = onnxruntime.InferenceSession({name})
 told = session.get_modelmeta().custom_metadata_map
 mean, std = (np.float32(json.loads(told[key])).reshape(1, -1, 1, 1) for key in ("mean", "std"))
 images = (pixels.astype(np.float32) / 255 - mean) / std  # pixels: uint8, N x {channels} x {height} x {width}
@@ -92,6 +99,11 @@ def write_card(opened: Opened, source: Path, name: str, exit: int | None, use: s
         return filled(opened, source, name, exit, use)
 
 
+def is_card(path: Path) -> bool:
+    """Whether a file is a card that `write_card` made."""
+    return SIGNED.encode() in path.read_bytes()
+
+
 def filled(opened: Opened, source: Path, name: str, exit: int | None, use: str) -> str:
     record, data = opened.record, opened.data
     if record["method"] not in methods.names():
@@ -108,7 +120,7 @@ def filled(opened: Opened, source: Path, name: str, exit: int | None, use: str) 
         data=entry.get("title", data.name),
         classes=printable(", ".join(data.classes[:CLASSES])) + (f" and {more} more" if more > 0 else ""),
         exits=plural(opened.exits, "exit") if exit is None else f"Cut at exit {opened.exit_name(exit)}",
-        use=use.format(**form, name=name, classes=len(data.classes)),
+        use=use.format(**form, name=literal(name), classes=len(data.classes)),
         mean=data.mean,
         std=data.std,
         reached=table(rows, exit) if (rows := reached(opened, source)) else NONE_STORED,
@@ -116,6 +128,9 @@ def filled(opened: Opened, source: Path, name: str, exit: int | None, use: str) 
         drawn="".join(f"; {split[part]} to {verb}" for part, verb in verbs.items() if part in split),
         paper=about["name"] + (f", arXiv {about['paper']}" if about["paper"] else ""),
         seed=record["seed"],
+        source=source_of(record["method"]),
+        teacher=teacher_of(record),
+        values=PUBLISHED if untuned(str(record.get("variant"))) is None else SEARCHED,
         epoch=CHOSEN[opened.selection].format(record.get("validation_best_epoch")),
         hyper=inline(record.get("hyper")),
         recipe=inline(record.get("recipe")),
@@ -123,9 +138,29 @@ def filled(opened: Opened, source: Path, name: str, exit: int | None, use: str) 
         code=record.get("code_sha256"),
         key=record.get("key"),
         pixels=inline(data.pixels_sha256),
+        signed=SIGNED,
         version=__version__,
         licence="Licence: {licence}. Cite: {citation}.".format(**entry) if entry else NO_LICENCE,
     )
+
+
+def source_of(method: str) -> str:
+    """What its card says of the paper, such as that it was withdrawn, and of what was read of it; one line."""
+    paragraphs = methods.card(method).split("\n\n")
+    return " ".join(next((part for part in paragraphs if part.startswith("Paper: ")), "Paper: not told.").split())
+
+
+def teacher_of(record: dict[str, Any]) -> str:
+    if record.get("teacher") is None:
+        return "none that was trained before"
+    run = f"{record.get('teacher_model') or record['model']}/{record['teacher']}"
+    return f"{inline(run)}, the same seed; SHA-256 of its weights {inline(record.get('teacher_sha256'))}"
+
+
+def literal(name: str) -> str:
+    """A file's name as Python writes it between double quotes, without what would end the code in Markdown."""
+    text = json.dumps(name, ensure_ascii=False).replace("`", "\\u0060")
+    return text.encode("utf-8", "backslashreplace").decode()  # of bytes that are no UTF-8
 
 
 def plural(count: int, word: str) -> str:

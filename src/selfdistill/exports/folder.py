@@ -16,6 +16,7 @@ from selfdistill.exports.network import (
     CONFIG,
     EXPORTED,
     FORMAT,
+    REMEDY,
     ExportError,
     Opened,
     exported,
@@ -24,7 +25,7 @@ from selfdistill.exports.network import (
 )
 from selfdistill.files import write_atomically
 from selfdistill.models.trained import verified
-from selfdistill.outside import json_object
+from selfdistill.outside import json_object, untrusted
 
 CARD = "README.md"
 
@@ -102,9 +103,11 @@ def contents(opened: Opened, source: Path, name: str) -> dict[str, bytes]:
         "described": described(opened, source),
         "own_sha256": own,
     }
+    with untrusted(ExportError, source, "its record has what JSON cannot hold", REMEDY):
+        content = json.dumps(told, indent=1, allow_nan=False)
     return {
         EXPORTED: verified(opened.weights, opened.weights_sha256),
-        CONFIG: (json.dumps(told, indent=1, allow_nan=False) + "\n").encode(),
+        CONFIG: (content + "\n").encode(),
         CARD: write_card(opened, source, name, None, USE_FOLDER).encode(),
         **opened.own,
     }

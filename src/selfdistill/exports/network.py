@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class ExportError(UserError, ValueError):
 class Network(nn.Module):
     """Images N x C x H x W -> logits N x K of one exit, or exits x N x K of all of them, shallow to deep.
 
-    Images are floats that `data.normalise` makes of uint8 pixels; with `pixels`, the pixels themselves.
+    Images are floats that `data.normalise` makes of uint8 pixels; with `pixels`, the pixels themselves, whole numbers.
     data: names of the classes, channels, size (H, W), and mean and standard deviation of each channel, of pixels in
     [0, 1]; exit: which one is read, such as 2/4, or `all`.
     """
@@ -57,9 +58,19 @@ class Network(nn.Module):
             self.register_buffer("shift", -torch.tensor(data.mean).view(1, -1, 1, 1) / std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        self.refuse(images)
         if self.pixels:
             images = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
         return self.inner(images)
+
+    def refuse(self, images: Tensor) -> None:
+        """ExportError: images of another form, or pixels where normalised floats are asked for, or the other way."""
+        if images.dim() != 4 or images.shape[1] != self.data.channels:
+            wanted = f"N x {self.data.channels} x H x W"
+            raise ExportError(f"images of {list(images.shape)} are not allowed; allowed: {wanted}")
+        if images.is_floating_point() == self.pixels:
+            wanted = "whole numbers, 0 to 255, such as uint8" if self.pixels else "floats, of data.normalise"
+            raise ExportError(f"images of {images.dtype} with pixels={self.pixels} are not allowed; allowed: {wanted}")
 
 
 class AllExits(nn.Module):
@@ -102,12 +113,12 @@ class Opened:
         """The exit that is meant, from 1; None for the deepest.  ExportError: there is no such exit."""
         if exit is None:
             return self.exits
-        if isinstance(exit, bool) or not isinstance(exit, int) or not 1 <= exit <= self.exits:
+        if isinstance(exit, bool) or not isinstance(exit, Integral) or not 1 <= exit <= self.exits:
             plural = "s" if self.exits > 1 else ""
             raise ExportError(
                 f"exit {exit!r}: this network has {self.exits} exit{plural}; allowed: a whole number, 1 to {self.exits}"
             )
-        return exit
+        return int(exit)
 
     def cut(self, exit: int | None = None, pixels: bool = False) -> Network:
         """The part of the network that leads to one exit."""
@@ -144,7 +155,7 @@ def open_network(folder: Path, selection: str | None = None) -> Opened:
     if selection is not None and selection not in WEIGHTS:
         raise ExportError(f"selection: {selection!r} is not allowed; allowed: {' or '.join(WEIGHTS)}")
     with untrusted(ExportError, folder, "no trained network", REMEDY):
-        if (folder / CONFIG).exists():
+        if is_exported(folder):
             return exported(folder, selection)
         refuse_imported(folder)
         if not os.path.lexists(folder / "run.json"):
@@ -159,12 +170,20 @@ def open_network(folder: Path, selection: str | None = None) -> Opened:
         return of_record(folder / "run.json", record, chosen, *weights, study, own)
 
 
+def is_exported(folder: Path) -> bool:
+    return (folder / CONFIG).exists()
+
+
 def exported(folder: Path, selection: str | None) -> Opened:
     """The network of a folder that `exports.folder` wrote."""
     file = folder / CONFIG
     record = json_object(file, REMEDY)
-    if record.get("format") != FORMAT or record_fault(record) or record.get("selection") not in WEIGHTS:
-        fault = record_fault(record) or f"format {record.get('format')!r}; allowed: {FORMAT!r}"
+    told, fault = record.get("selection"), record_fault(record)
+    if record.get("format") != FORMAT:
+        fault = f"format {record.get('format')!r}; allowed: {FORMAT!r}"
+    elif not isinstance(told, str) or told not in WEIGHTS:
+        fault = f"selection {told!r}; allowed: {' or '.join(WEIGHTS)}"
+    if fault:
         raise ExportError(f"{file}: not what `selfdistill export` writes ({fault}); {REMEDY}")
     if selection not in (None, record["selection"]):
         raise ExportError(

@@ -3,16 +3,18 @@
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from selfdistill import __version__
 from selfdistill.errors import first_line
-from selfdistill.exports.card import USE_ONNX, write_card
+from selfdistill.exports.card import USE_ONNX, is_card, write_card
 from selfdistill.exports.network import ExportError, Network, Opened, refuse_place
 from selfdistill.reporting.files import write_together
 
+PRODUCER = "selfdistill"  # as the file names it
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
 BATCHES = (1, 3)  # that the file is held against PyTorch with
 MOST = 2**31 - 2**20  # bytes: an ONNX file of 2 GB has its weights beside it
@@ -28,15 +30,34 @@ def export_onnx(opened: Opened, source: Path, target: Path, exit: int | None = N
     """
     refuse_place(target)
     card = target.with_suffix(".md")
-    for path in (target, card):
-        if os.path.lexists(path) and not force:
-            raise ExportError(f"{path}: there already; name another file, or give --force to replace it")
+    for path, left_by_an_export in ((target, is_ours), (card, is_card)):
+        refuse_taken(path, left_by_an_export, force)
     network = opened.cut(exit)
     content = onnx_bytes(network, metadata(opened, network), target)
     difference = compared(network, content, target)
     text = write_card(opened, source, target.name, exit and opened.number(exit), USE_ONNX)
     write_together({target: content, card: text.encode()})
     return difference
+
+
+def refuse_taken(path: Path, left_by_an_export: Callable[[Path], bool], force: bool) -> None:
+    """ExportError: something lies there that an export may not replace."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file() or not left_by_an_export(path):
+        raise ExportError(f"{path}: there, and not what an earlier export left; name another file")
+    if not force:
+        raise ExportError(f"{path}: there already; name another file, or give --force to replace it")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is an ONNX network that this package wrote."""
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False).producer_name == PRODUCER
+    except Exception:  # whatever the bytes are
+        return False
 
 
 def metadata(opened: Opened, network: Network) -> dict[str, str]:
@@ -76,7 +97,7 @@ def onnx_bytes(network: Network, told: dict[str, str], place: Path) -> bytes:
         model = made.model_proto
     except Exception as error:
         raise ExportError(f"{place}: this network cannot be exported to ONNX ({first_line(error)})") from error
-    model.producer_name, model.producer_version = "selfdistill", __version__
+    model.producer_name, model.producer_version = PRODUCER, __version__
     del model.graph.value_info[:]  # shapes in between, under a name of torch's for the batch
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

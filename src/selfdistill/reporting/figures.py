@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from selfdistill import analyses
-from selfdistill.reporting.files import read_table, write_together
+from selfdistill.reporting.files import read_table, write_whole
 from selfdistill.reporting.inline import run_id
 from selfdistill.search import TUNED
 from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
@@ -72,7 +72,7 @@ def draw_figures(results: Path) -> None:
                 figure.savefig(buffer, format=form, metadata=metadata)
                 drawn[results / "figures" / f"{name}.{form}"] = buffer.getvalue()
             plt.close(figure)
-    write_together(drawn)
+    write_whole(results / "figures", drawn)
 
 
 def style_of(tables: Tables) -> Style:

@@ -22,6 +22,16 @@ def read_table(path: Path) -> "pd.DataFrame":
         return pd.read_csv(path)
 
 
+def write_whole(folder: Path, contents: dict[Path, bytes]) -> None:
+    """`write_together`, and then remove what an earlier writing left in the folder, by the endings of what is written:
+    the table of an analysis that the study no longer has."""
+    write_together(contents)
+    endings = {path.suffix for path in contents if path.parent == folder}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix in endings and path not in contents and path.is_file():
+            path.unlink()
+
+
 def write_together(contents: dict[Path, bytes]) -> None:
     """Write all beside their targets, flushed to disk, before the first takes its target's place: a full disk or a
     folder that cannot be written leaves what was there, and nothing else.  OSError names the file."""
