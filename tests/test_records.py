@@ -199,7 +199,7 @@ def test_a_part_of_a_study_is_rendered_without_any_training(study):
     page = render(study)
     assert [path.exists() for path in left + kept] == [False] * 3 + [True] * 2  # of an analysis that is no more
     assert "3 of the study's cells have not run yet" in page
-    assert "1 seed a method" in page
+    assert "1 seed a contrast" in page
     assert page.count(">NVIDIA H200, bfloat16 (1 seed)<") == 6  # each row of the accuracy table and of Hardware
     assert "different hardware" not in page
     assert "12.5" in page

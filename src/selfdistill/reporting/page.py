@@ -268,8 +268,9 @@ WORDS = {  # of verdicts; what stands between the two of a contrast
 
 def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     """The result in a few sentences: what the declared contrasts say."""
-    counts = accuracy.n if contrasts is None else contrasts.n
-    fewest, most = counts.min(), counts.max()
+    of_contrasts = [] if contrasts is None else [n for n in contrasts.n if n]
+    counts, each = (of_contrasts, "contrast") if of_contrasts else (accuracy.n, "method")
+    fewest, most = min(counts), max(counts)
     seeds = f"{most} seed{'s' if most != 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
     missing = "" if accuracy.control.any() else "The control has not run yet. "
     if contrasts is None:
@@ -291,7 +292,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     if rest := len(contrasts) - judged:
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
     error = ", 5 % error over all contrasts together (Holm)" if judged else ""
-    return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a contrast{error}."
+    return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a {each}{error}."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:
