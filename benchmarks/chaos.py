@@ -225,8 +225,10 @@ class Chaos:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files under results/, but for the marks that Snakemake leaves in folders."""
-    files = (path for path in (folder / "results").rglob("*") if path.is_file() and path.name != ".snakemake_timestamp")
+    """All files under results/, but for the marks that Snakemake leaves in folders, and the page above all studies,
+    which `make` alone writes."""
+    others = {".snakemake_timestamp", "studies.html"}
+    files = (path for path in (folder / "results").rglob("*") if path.is_file() and path.name not in others)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

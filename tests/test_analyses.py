@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -319,7 +320,7 @@ def test_a_study_measures_agreement_with_its_teachers_and_between_its_seeds(tiny
     assert list(rows("byot", 0)) == ["1/4", "2/4", "3/4", "another seed"]
     assert rows("plain", 1) == {}
     table = (tiny_study / "results/tables/agreement.md").read_text()
-    assert "| DR-KD    | another seed       | 1                | 1       |" in table
+    assert "| DR-KD    | another seed       | 1                | 2 together |" in table
 
 
 def test_validation_images_are_predicted_as_training_saw_them(stored):
@@ -358,3 +359,9 @@ def test_a_probe_of_other_classes_is_refused(tmp_path):
     probed = Probed({}, None, dataset, tmp_path, tmp_path, "cpu", tmp_path)
     with pytest.raises(UserError, match="other: its classes are not those of own, in their order"):
         analyses.function("robustness")(probed)
+
+
+@pytest.mark.parametrize("name", analyses.names())
+def test_what_stands_of_a_card_on_the_page_is_plain_text(name):
+    """The page shows its marks as they are."""
+    assert not re.search(r"[`*\[]|__", analyses.lead(name) + analyses.caption(name))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from test_reporting import record
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 def claims_of(*tests: dict, **changes) -> Claims:
     claim = {"paper": "p", "place": "-", "seen": "-", "claim": "-", "measurement": "-", "control": "-"}
-    papers = {"p": {"title": "-", "arxiv": "-"}}
+    papers = {"p": {"title": "-", "arxiv": "-", "settings": {"data": ["net"], "unsure": None}}}
     return Claims.model_validate({"papers": papers, "claims": {"c": {**claim, "tests": list(tests), **changes}}})
 
 
@@ -52,6 +53,14 @@ def test_the_document_says_what_the_committed_results_say():
     claims = read_claims()
     written = text.document(ledger_of(folders(ROOT), claims), claims)
     assert (ROOT / "docs/claims.md").read_text() == written, "`selfdistill claims --write` writes it again"
+
+
+def test_every_table_of_the_document_is_one():
+    """As GitHub reads it, where a list that goes on swallows a table."""
+    claims = read_claims()
+    ledger = ledger_of(folders(ROOT), claims)
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(text.document(ledger, claims))
+    assert sum(token.type == "table_open" for token in tokens) == 2 + sum(bool(entry.tests) for entry in ledger)
 
 
 def test_figures_of_the_papers_are_only_those_that_were_verified():
@@ -189,13 +198,17 @@ def contrasts(**verdicts: str) -> pd.DataFrame:
     ],
 )
 def test_verdicts_of_contrasts_decide(verdicts, changes, outcome):
-    claims = claims_of({"study": "s", "contrasts": list(verdicts)}, **changes)
+    claims = claims_of({"study": "s", "contrasts": list(verdicts), **changes})
     (asked,) = claims.claims["c"].tests
-    found = judged("c", 0, asked, claims.claims["c"], Found({"contrasts": contrasts(**verdicts)}))
+    found = judged("c", 0, asked, claims.papers["p"], Found({"contrasts": contrasts(**verdicts)}))
     assert (found.outcome, found.seeds) == (outcome, "5")
     assert found.evidence[0] == f"BYOT against Plain: +0.20 points (-0.10 to +0.50, 95.00 %), {verdicts['a']}"
-    nothing = judged("c", 0, asked, claims.claims["c"], Found({"contrasts": contrasts(other="improves")}))
+    nothing = judged("c", 0, asked, claims.papers["p"], Found({"contrasts": contrasts(other="improves")}))
     assert nothing.outcome == "not tested here"
+
+
+def found_in(claims: Claims, **of_study) -> Found:
+    return entry_of("c", claims.claims["c"], claims.papers["p"], {"s": Found(**of_study)})
 
 
 @pytest.mark.parametrize(("expects", "outcome"), [("higher", "confirmed"), ("lower", "contradicted")])
@@ -203,16 +216,50 @@ def test_evidence_is_held_against_what_the_claim_expects(expects, outcome):
     trend = {"analysis": "exits", "number": "accuracy", "of": "byot", "along": "exit", "values": ["1/4", "2/4", "3/4"]}
     claims = claims_of({"study": "s", "trend": {**trend, "expects": expects}})
     table = evidence_table(claims, "s", runs(), "last")
-    assert entry_of("c", claims.claims["c"], {"s": Found({"claims": table})}).outcome == outcome
-    assert entry_of("c", claims.claims["c"], {"s": Found({"cost": table})}).outcome == "not tested here"
-    assert entry_of("c", claims.claims["c"], {"s": Found({})}).outcome == "not tested here"
+    assert found_in(claims, tables={"claims": table}).outcome == f"{outcome} elsewhere"
+
+
+def test_a_test_without_evidence_says_why():
+    paired = {"analysis": "exits", "number": "accuracy", "of": "byot", "against": "plain"}
+    claims = claims_of({"study": "s", "paired": paired})
+    exits = pd.DataFrame(
+        {"variant": ["byot", "byot", "plain"], "exit": ["1/4", "4/4", "4/4"], "accuracy": [0.8, 0.9, 0.9]}
+    )
+    for tables, why in (
+        ({}, "the study s has no results yet"),
+        ({"exits": exits}, "its tables were rendered before they had this"),
+        ({"exits": exits[:2]}, "no result of plain has accuracy of the analysis exits"),
+        ({"cost": exits}, "no result of byot and of plain has accuracy of the analysis exits"),
+    ):
+        entry = found_in(claims, tables=tables)
+        assert entry.outcome == "not tested here"
+        assert entry.tests[0].evidence[0].startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "models", "setting", "outcome"),
+    [
+        ("data", ("net",), "the paper's data set and network", "confirmed"),
+        ("data", ("net", "another"), "the paper's data set, another network", "confirmed elsewhere"),
+        ("unsure", ("net",), "the paper's data set; its networks are not known", "confirmed elsewhere"),
+        ("other", ("net",), "data not known to be the paper's", "confirmed elsewhere"),
+    ],
+)
+def test_an_outcome_says_whether_its_setting_is_the_papers(dataset, models, setting, outcome):
+    claims = claims_of({"study": "s", "contrasts": ["a"]})
+    tables = {"contrasts": pd.concat([contrasts(a="improves").assign(model=model) for model in models])}
+    entry = found_in(claims, tables=tables, dataset=dataset)
+    assert (entry.outcome, entry.tests[0].setting) == (outcome, setting)
+    assert found_in(claims, tables={}, dataset=dataset, models=models).tests[0].setting == setting
+    own = "1" if outcome == "confirmed" else "none"
+    rest = f"Tests with results: 1; on a data set and network of their paper: {own}."
+    assert text.counted([entry]) == f"1 claims: 1 {outcome}. {rest}"
 
 
 @pytest.mark.parametrize(("at_most", "outcome"), [(1.2, "confirmed"), (1.1, "contradicted")])
 def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
-    cost = pd.DataFrame(
-        {"model": "net", "variant": ["plain", "byot"], "title": ["Plain", "BYOT"], "total_gflops": [10.0, 11.5]}
-    )
+    cost = pd.DataFrame({"model": "net", "variant": ["plain", "byot"], "title": ["Plain", "BYOT"]})
+    cost = cost.assign(training_gflops=[10.0, 11.5], teacher_gflops=0.0, total_gflops=[10.0, 11.5])
     taken = {"plain": (1.0, 2.0, 4.0), "byot": (2.0, 4.0, 8.0)}
     hosts = {
         ("net", variant, seed): {"seconds": value, "hardware": "A" if seed < 2 else variant}
@@ -220,10 +267,16 @@ def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
         for seed, value in enumerate(values)
     }
     claims = claims_of({"study": "s", "cost": {"of": "byot", "against": "plain", "at_most": at_most}})
-    (test,) = entry_of("c", claims.claims["c"], {"s": Found({"cost": cost}, hosts, "abc1234")}).tests
+    (test,) = found_in(claims, tables={"cost": cost}, hosts=hosts, commit="abc1234").tests
     assert (test.outcome, test.seeds, test.hardware, test.commit) == (outcome, "2", "A, byot, plain", "abc1234")
-    assert "BYOT: 1.15 times the operations of Plain" in test.evidence[0]
-    assert "; 2.00 (2.00 to 2.00, 95 %) times its seconds" in test.evidence[0]
+    seconds = "2.00 (2.00 to 2.00, 95 %) times the seconds, as the runs happened to be made"
+    would_do = f"where {at_most} would do"
+    assert test.evidence == (f"BYOT: 1.15 times the operations of Plain, {would_do}; {seconds}",)
+
+    taught = cost.assign(teacher_gflops=[0.0, 10.0], total_gflops=[10.0, 21.5])  # in no run's seconds: told without it
+    (test,) = found_in(claims, tables={"cost": taught}, hosts=hosts).tests
+    whole = f"BYOT: 2.15 times the operations of Plain, teachers' training included, {would_do}"
+    assert test.evidence == (f"{whole}; without it 1.15 times the operations and {seconds}",)
 
 
 @pytest.mark.parametrize(
@@ -243,20 +296,25 @@ def test_a_claim_is_what_its_tests_say_together(of_tests, of_claim):
 def test_a_test_that_stands_beside_does_not_decide():
     tests = [{"study": "s", "contrasts": ["a"]}, {"study": "s", "contrasts": ["b"], "decides": False}]
     found = {"s": Found({"contrasts": contrasts(a="undecided", b="improves")})}
-    entry = entry_of("c", claims_of(*tests).claims["c"], found)
+    claims = claims_of(*tests)
+    entry = entry_of("c", claims.claims["c"], claims.papers["p"], found)
     assert entry.outcome == "undecided"
     assert entry.tests[1].statistic.endswith("does not decide")
 
 
 def test_an_ill_posed_claim_and_an_untested_one_say_why():
     for key, outcome in (("ill_posed", "ill-posed"), ("untested", "not tested here")):
-        entry = entry_of("c", claims_of(**{key: "because"}).claims["c"], {})
+        claims = claims_of(**{key: "because"})
+        entry = entry_of("c", claims.claims["c"], claims.papers["p"], {})
         assert (entry.outcome, entry.reason) == (outcome, "because")
 
 
-def test_a_study_may_name_the_commit_of_its_runs(tmp_path):
-    (tmp_path / "params.yaml").write_text("# A study.\n# Commit:   0123abc, of its runs\n")
-    assert read_found(tmp_path).commit == "0123abc"
+def test_a_study_names_its_data_networks_and_perhaps_its_commit(tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        "# A study.\n# Commit:   0123abc, of its runs\ndataset: digits\nmodels: [net]\n"
+    )
+    found = read_found(tmp_path)
+    assert (found.commit, found.dataset, found.models) == ("0123abc", "digits", ("net",))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +323,10 @@ def test_a_study_may_name_the_commit_of_its_runs(tmp_path):
         ({"tests": [{"study": "s"}]}, r"tests\[0\]: .+ allowed: exactly one of contrasts, paired, trend, cost"),
         ({"tests": [{"study": "s", "contrasts": ["a"], "decides": False}]}, "allowed: at least one test that decides"),
         ({"tests": []}, "allowed: exactly one of tests, ill_posed, untested"),
+        (
+            {"tests": [{"study": "s", "cost": {"of": "a", "against": "b", "at_most": 1}, "size": 1.0}]},
+            "allowed: a size of contrasts alone",
+        ),
         ({"plcae": "-"}, "plcae: unknown key; did you mean 'place'?"),
     ],
 )

@@ -59,6 +59,19 @@ def test_each_component_counts_once_as_products_of_pairs_say():
     assert effect.difference == pytest.approx(d.mean())
 
 
+def test_seeds_that_hardly_differ_count_as_in_a_t_test_over_them():
+    """Their component is not cut at 0, that of the images is; no spread over seeds and over images leaves the rest."""
+    generator, below = np.random.default_rng(4), 0
+    for _ in range(20):
+        d = made(generator, seeds=5, images=60, seed_sd=0.0)
+        effect, of_seeds = paired_effect(d), d.mean(axis=1).var(ddof=1) / 5
+        assert effect.error**2 == pytest.approx(of_seeds + effect.image_sd**2 / 60)
+        below += effect.seed_sd == 0
+    assert below > 5
+    d = np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]])
+    assert paired_effect(d).error == pytest.approx(paired_effect(d).rest_sd / math.sqrt(6))
+
+
 def test_of_whole_runs_it_is_the_paired_t_test():
     a, b = np.array([91.0, 93.5, 92.2]), np.array([90.0, 93.0, 91.0])
     effect = paired_effect((a - b)[:, None])
@@ -192,7 +205,9 @@ def test_a_contrast_is_of_what_runs_say_of_each_image(study):
     assert row["difference"] == pytest.approx(effect.difference)
     assert (row["low"], row["high"]) == pytest.approx(effect.interval(0.95))
     text = headline(pd.DataFrame([row]), pd.DataFrame({"n": [5, 5], "control": [True, False]}))
-    assert text.startswith("BYOT improves on Plain. 5 seeds a method, 5 % error over all contrasts")
+    assert text.startswith("BYOT improves on Plain. 5 seeds a contrast, 5 % error over all contrasts")
+    several = pd.DataFrame([{**row, "n": 10}, row])  # tuned variants may have fewer seeds than the first table
+    assert "5 to 10 seeds a contrast" in headline(several, pd.DataFrame({"n": [10, 10], "control": [True, False]}))
     readable = tables.readable_contrasts(pd.DataFrame([row]), tables.bold_markdown, " ± ")
     assert readable.Contrast.tolist() == ["BYOT against Plain"]
 

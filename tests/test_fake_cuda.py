@@ -67,8 +67,8 @@ def audited(cells: dict[str, list], folder: Path) -> dict[str, dict]:
 
 
 def trainings() -> dict[str, list]:
-    """Every method as it is and as the other tests vary it, and for a shorter while with every other choice of each
-    hyper-parameter."""
+    """Every method as it is and as the other tests vary it, and for a shorter while, at one go, with every other choice
+    of each hyper-parameter."""
     cells = [(name, name, {}, {}) for name in methods.names()]
     cells += [(label, name, hyper, {}) for label, (name, hyper) in VARIANTS.items()]
     for name in methods.names():
@@ -76,7 +76,7 @@ def trainings() -> dict[str, list]:
             choices = spec.get("choices") or ([] if "allowed" in spec else [False, True])
             for other in ({key: choice} for choice in choices if choice != spec["default"]):
                 if (name, other) not in VARIANTS.values():
-                    cells.append((f"{name}, {key}: {other[key]}", name, other, {"epochs": 2}))
+                    cells.append((f"{name}, {key}: {other[key]}", name, other, {"epochs": 2, "stopped": False}))
     cells += [(label, "plain", {}, recipe) for label, recipe in RECIPES.items()]
     return {label: ["method", *rest] for label, *rest in cells}
 

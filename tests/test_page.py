@@ -171,13 +171,16 @@ def test_a_click_sorts_and_a_second_one_turns_it_round(page):
 
 def test_rows_are_filtered_by_method_and_by_group(page):
     shown = page.locator(f"{ACCURACY} tbody tr:visible")
-    page.fill("input[name=method]", "byot, dr-kd")
-    assert sorted(shown.locator("th").all_inner_texts()) == ["BYOT", "DR-KD"]
+    for words in ("byot, dr-kd", "byot, drkd"):  # by title, and by file
+        page.fill("input[name=method]", words)
+        assert sorted(shown.locator("th").all_inner_texts()) == ["BYOT", "DR-KD"]
     assert "rows are shown" in page.locator("form.filter output").inner_text()
     assert page.locator("#table-runs tbody tr:not([hidden])").count() == 4
     page.fill("input[name=method]", "")
     page.select_option("select[name=group]", "controls")
     assert shown.locator("th").all_inner_texts() == ["Plain"]
+    for table in ("contrasts", "claims"):  # of methods of the papers, against controls
+        assert page.locator(f"#table-{table} tbody tr:visible").count() == 0
     page.select_option("select[name=group]", "")
     assert shown.count() == 3
     assert page.locator("form.filter output").inner_text() == ""
@@ -194,7 +197,11 @@ def test_a_table_is_copied_as_it_is_shown(page, tiny_study):
     assert lines[0] == "\\begin{tabular}{lccc}"
     assert lines[2] == "Method & Seeds & Test accuracy (\\%) & Difference to control \\\\"
     assert "$\\pm$" in lines[4]
-    assert page.locator("[role=status]").inner_text() == "The table is copied as LaTeX."
+    assert page.locator("[role=status]").inner_text() == "1 of 3 rows, those that are shown, are copied as LaTeX."
+    assert page.locator(f"{ACCURACY} .files button").all_inner_texts() == ["copied 1 of 3 rows"] * 2
+    page.fill("input[name=method]", "")
+    page.locator(f"{ACCURACY} .files button").last.click()
+    page.locator("[role=status]", has_text="The table is copied as LaTeX.").wait_for(state="attached")
 
 
 def test_a_dot_tells_its_run(page, tiny_study):
@@ -232,6 +239,16 @@ def test_on_paper_nothing_is_cut_off(page):
     assert not page.locator(".contents").is_visible()
     assert not page.locator(".files").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    broken = """() => [...document.querySelectorAll("td, th")].flatMap((cell) => {
+        const range = document.createRange(), found = [], texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[A-Za-z_]+/g)) {
+            range.setStart(texts.currentNode, word.index);
+            range.setEnd(texts.currentNode, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) found.push(word[0]);
+        }
+        return found;
+    })"""
+    assert page.evaluate(broken) == []
     overflows = page.eval_on_selector_all(".scroll", "boxes => boxes.map(box => getComputedStyle(box).overflowX)")
     assert set(overflows) == {"visible"}
 
@@ -335,7 +352,7 @@ def test_what_a_table_says_is_escaped():
     frame = pd.DataFrame({"title": ['a "b" <c>'], "model": ["net"], "method": ["byot"]})
     body = sortable(pd.DataFrame({"Method": ["<c>"], "Number": [bold("< 0.5", True)]}), frame)["body"]
     assert body == (
-        '<tr data-method="a &quot;b&quot; &lt;c&gt;" data-network="net" data-group="the four papers">'
+        '<tr data-method="a &quot;b&quot; &lt;c&gt;, byot" data-network="net" data-group="the four papers">'
         '<th scope="row" class="lead">&lt;c&gt;</th>'
         '<td class="number" data-value="0.5"><strong>&lt; 0.5</strong></td></tr>\n'
     )

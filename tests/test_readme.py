@@ -22,6 +22,13 @@ def contrasts() -> pd.DataFrame:
     return pd.read_csv(ROOT / "results/tables/contrasts.csv").set_index("contrast")
 
 
+def digits_all(variant: str) -> int:
+    """Its accuracy of all methods on the digits, in percent."""
+    table = "accuracy_tuned" if variant.endswith("-tuned") else "accuracy"
+    found = pd.read_csv(ROOT / f"studies/digits-all/results/tables/{table}.csv").set_index("variant")
+    return round(found.accuracy[variant])
+
+
 def facts() -> dict[str, object]:
     """What stands around each number, and what the number must be."""
     digits = yaml.safe_load((ROOT / "data/params.yaml").read_text())["datasets"]["digits"]
@@ -39,8 +46,12 @@ def facts() -> dict[str, object]:
         r"(\d+) trials in each": STUDY.tuning.trials,
         r"in each of (\d+) searches": STUDY.tuning.replicates,
         r"DR-KD's (\d+) points": round(-found["drkd_plain"]),
-        r"become ([\d.]+), and": f"{-found['drkd_plain_tuned']:.1f}",
+        r"training become ([\d.]+), and": f"{-found['drkd_plain_tuned']:.1f}",
         r"Of all (\d+) methods": len(methods.names()),
+        r"AT's (\d+) % become": digits_all("attention_transfer"),
+        r"% become (\d+) and": digits_all("attention_transfer-tuned"),
+        r"FRSKD's (\d+) become": digits_all("frskd"),
+        r"become (\d+), and \[costs": digits_all("frskd-tuned"),
         r"network \(([\d.]+) GB": download,
         r"GB, (\d) GB on disk": disk,
         r"disk; ([\d.]+) GB more with CUDA": cuda,

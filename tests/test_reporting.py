@@ -127,6 +127,61 @@ def test_networks_beside_a_runs_last_one_have_a_table_of_their_own():
     assert not any(text.startswith("**") for text in (shown[0], *shown[2:]))
 
 
+def measured(analysis: str, rows: list[list[dict]]) -> list[dict]:
+    """Runs of Plain with what an analysis found of each."""
+    records = [record("plain", seed, 0.9 + 0.01 * seed) for seed in range(len(rows))]
+    for one, found in zip(records, rows, strict=True):
+        one["measures"][analysis] = {"key": "0" * 64, "rows": {"last": found}}
+    return records
+
+
+def test_what_is_made_of_all_seeds_together_says_so():
+    teacher = [{"with": "teacher", "pairs": 1, "agreement": share} for share in (0.8, 0.9)]
+    seeds = {"with": "another seed", "pairs": 1, "agreement": 0.85}
+    table = tables_of(measured("agreement", [[teacher[0], seeds], [teacher[1]]]))["agreement"]
+    shown = readable("agreement", table, bold_markdown, " ± ")
+    assert shown["Seeds"].tolist() == ["2", "2 together"]
+    assert shown["Same answer (%)"].tolist() == ["85.00 ± 63.53", "85.00"]
+
+
+def test_a_counted_cost_has_no_interval_and_equal_cells_are_both_bold():
+    spent = {"rule": "a fixed exit", "million_macs": 0.5}
+    found = [[{**spent, "at": at, "accuracy": share} for at, share in (("1/2", 0.9), ("2/2", 0.90001))]] * 3
+    shown = readable("anytime", tables_of(measured("anytime", found))["anytime"], bold_markdown, " ± ")
+    assert shown["M MACs, mean"].tolist() == ["0.500"] * 2
+    assert shown["Test accuracy (%)"].tolist() == ["**90.00 ± 0.00**"] * 2
+
+
+def test_a_number_that_no_run_defines_is_empty_everywhere(tmp_path):
+    """Its column and half-width are there, whether it leads or follows, and figures of it are drawn."""
+    rows = [{"exit": "4/4", "scatter": None, "two": 0.5, "dimensions": None}]
+    records = [
+        {**one, "probes": {"far": {"analysis": "separability", "selection": "last", "rows": rows}}} for one in RECORDS
+    ]
+    found = tables_of(records)
+    assert found["separability"][["scatter", "half_width", "difference", "dimensions"]].isna().all(axis=None)
+    shown = readable("separability", found["separability"], bold_markdown, " ± ")
+    assert shown["Scatter between / within classes"].tolist() == ["", ""]
+    assert shown["Variance in two components (%)"].tolist() == ["50.00"] * 2
+    for name, table in {
+        **found,
+        "runs": tables.run_table(records, "last"),
+        "curves": tables.curve_table(records),
+    }.items():
+        write_together({tmp_path / "tables" / f"{name}.csv": as_csv(name, table).encode()})
+    draw_figures(tmp_path)
+    assert (tmp_path / "figures" / "separability.svg").is_file()
+
+
+def test_a_legend_shows_markers_and_no_error_bars():
+    with plt.style.context(STYLE):
+        ax = plt.figure().add_subplot()
+        ax.errorbar([1], [1], yerr=[1], fmt="o", label="BYOT")
+        style_of({"accuracy": accuracy_of(RECORDS), "runs": tables.run_table(RECORDS, "last")}).legend(ax)
+        (handle,) = ax.get_legend().legend_handles
+    assert isinstance(handle, plt.Line2D)
+
+
 def test_cards_are_linked_from_where_the_page_lies():
     for root, study in ((".", Path()), ("../..", Path("studies/digits-all"))):
         for name in ("byot", "plain"):
@@ -235,6 +290,12 @@ def fields_in(spec: dict | list) -> list[str]:
         ("-4.70", -4.7),
         ("124,378", 124378.0),
         ("1/4", 1.0),
+        ("-2.12 to +2.54 (99.17 %)", -2.12),
+        ("1.33 (1.20 to 1.46)", 1.33),
+        ("3 of 10", 3.0),
+        ("1e-05", 1e-5),
+        ("10 together", 10.0),
+        ("2 networks", "2 networks"),
         ("Plain", "Plain"),
         ("", ""),
     ],

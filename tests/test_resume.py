@@ -160,10 +160,9 @@ def wait_for_checkpoint(
     return found()
 
 
-# the others: test_resume_is_bit_equal_for_every_method, in this process
-@pytest.mark.parametrize(
-    "method", ["byot", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("srdl", "pskd"))]
-)
+# in this process: test_resume_is_bit_equal_for_every_method; a kill -9: test_a_block_killed_in_its_second_run_...
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["byot", "srdl", "pskd"])
 def test_kill_minus_nine_loses_nothing(study, method):
     process = start(study, method)
     assert process.wait(timeout=600) == 0, process.communicate()

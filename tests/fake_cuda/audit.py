@@ -142,18 +142,19 @@ def fake_gpu(classes: int, may_wait: bool = False) -> Iterator[tuple[Watch, Foun
     found.faults = dict(watch.faults)
 
 
-def audit(method: Method, **recipe: Any) -> Found:
-    """A training of the made images, stopped in the second epoch and gone on with from its checkpoint.
+def audit(method: Method, stopped: bool = True, **recipe: Any) -> Found:
+    """A training of the made images, stopped in the second epoch and gone on with from its checkpoint, or at one go.
 
     An epoch is of three batches and a smaller one: a step that is run as it is, one captured, one replayed.
     """
     kept, changes = InMemory(), {"epochs": 3, **GPU, **recipe}
     with fake_gpu(classes=4, may_wait="host" in method.needs) as (watch, found):
         try:
-            with suppress(Interrupted):
-                made.train("", method=method, checkpoints=kept, interruption=made.stop_after(6), **changes)
-            again = type(method)(**{name: getattr(method, name) for name in method.about["hyper"]})
-            made.train("", method=again, checkpoints=kept, **changes)
+            if stopped:
+                with suppress(Interrupted):
+                    made.train("", method=method, checkpoints=kept, interruption=made.stop_after(6), **changes)
+                method = type(method)(**{name: getattr(method, name) for name in method.about["hyper"]})
+            made.train("", method=method, checkpoints=kept, **changes)
         except Exception as error:
             watch.fault(f"{type(error).__name__}: {str(error).splitlines()[0]} ({where(error)})")
     return found

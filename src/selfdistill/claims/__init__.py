@@ -1,4 +1,5 @@
-"""What the papers claim, as data: `claims.yaml`, the figures that were verified, `published.csv`, and a ledger of both.
+"""What the papers claim, as data: `claims.yaml`, figures of theirs as others quote them, `published.csv`, and a ledger
+of both.
 
 The ledger is a function of committed results: nothing that it says of a claim is typed in by hand.
 """

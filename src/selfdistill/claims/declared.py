@@ -1,4 +1,4 @@
-"""`claims.yaml`: its schema, and the figures of the papers that were verified."""
+"""`claims.yaml`: its schema, and figures of the papers as other sources quote them."""
 
 import csv
 from functools import cache
@@ -54,7 +54,7 @@ class Cost(Strict):
 
 class Asked(Strict):
     """One test of a claim, in one study: exactly one of its four forms.  decides: whether the claim's outcome rests on
-    it, or it stands beside."""
+    it, or it stands beside; size: the gain that the paper states of just this, in points."""
 
     study: Name
     contrasts: list[Name] | None = Field(default=None, min_length=1)
@@ -63,11 +63,14 @@ class Asked(Strict):
     trend: Trend | None = None
     cost: Cost | None = None
     decides: bool = True
+    size: float | None = None
 
     @model_validator(mode="after")
     def one_form(self) -> "Asked":
         if sum(form is not None for form in (self.contrasts, self.paired, self.trend, self.cost)) != 1:
             raise ValueError("exactly one of contrasts, paired, trend, cost")
+        if self.size is not None and self.contrasts is None:
+            raise ValueError("a size of contrasts alone, which have a margin")
         return self
 
 
@@ -78,7 +81,6 @@ class Claim(Strict):
     claim: str
     measurement: str
     control: str
-    size: float | None = None
     published: list[str] = []
     tests: list[Asked] = []
     ill_posed: str | None = None
@@ -94,8 +96,11 @@ class Claim(Strict):
 
 
 class Paper(Strict):
+    """settings: the paper's data sets, each with its networks, by their names here; None where they are not known."""
+
     title: str
     arxiv: str
+    settings: dict[str, list[str] | None] = {}
 
 
 class Claims(Strict):
@@ -134,6 +139,7 @@ def asked_of(claims: Claims, study: str) -> list[tuple[str, int, Asked]]:
 
 @cache
 def published() -> list[dict[str, str]]:
-    """The verified figures, a row each: paper, table, dataset, network, method, metric, value, unit, source."""
+    """Figures of the papers, as `source` quotes them.  Beside it a row has paper, table, dataset, network, method,
+    metric, value and unit."""
     with open(PUBLISHED, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

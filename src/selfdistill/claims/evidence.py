@@ -119,13 +119,17 @@ def paired_rows(form: Paired, by_model: dict[str, Of], selection: str) -> list[d
 
 
 def described(form: Paired, value: object) -> str:
-    """Which rows are compared, in words."""
-    parts = [f"{name} {v}" for name, v in form.where.items()]
+    """Which rows are compared, in words; value: of the key `each`, None for all of its values."""
+    parts = [row_words(form.where)] if form.where else []
     if form.where_against is not None:
-        parts.append("against " + ", ".join(f"{name} {v}" for name, v in form.where_against.items()))
-    if form.each:
+        parts.append(f"against {row_words(form.where_against)}")
+    if form.each and value is not None:
         parts.append(f"{form.each} {value}")
     return ", ".join(parts)
+
+
+def row_words(where: Values) -> str:
+    return ", ".join(f"{name} {value}" for name, value in where.items())
 
 
 def trend_rows(form: Trend, by_model: dict[str, Of], selection: str) -> list[dict[str, Any]]:

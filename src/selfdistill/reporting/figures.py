@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_whole
 from selfdistill.reporting.inline import run_id
+from selfdistill.search import TUNED
 from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
 from selfdistill.summary.text import exit_words, headline_number
@@ -51,7 +52,7 @@ def draw_figures(results: Path) -> None:
         if "expected_best" in tables:
             rows = tables[f"{headline}_tuned"].variant.nunique()
             figures.append(("differences_tuned", draw_tuned_differences, row_each(rows), False))
-            figures.append(("tuning", draw_expected_best, style.panel, False))
+            figures.append(("tuning", draw_expected_best, style.panel, style.many))
         for analysis in (name for name in analyses.names() if name in tables):
             module = analyses.load(analysis)
             for name, kind in figure_names(analysis, tables[analysis]).items():
@@ -97,7 +98,8 @@ def panels(tables: Tables, draw: Draw, style: Style, size: tuple[float, float], 
     shape = (len(rows), len(models))
     figure, axes = plt.subplots(*shape, figsize=(size[0] * shape[1], size[1] * shape[0]), squeeze=False)
     for i, group in enumerate(rows):
-        kept = headline[(headline.group == group) | headline.control].variant
+        kept = [*headline[(headline.group == group) | headline.control].variant]
+        kept += [f"{variant}{TUNED}" for variant in kept]
         for model, ax in zip(models, axes[i], strict=True):
             shown = {
                 n: table[(table.model == model) & (table.variant.isin(kept) if group and "variant" in table else True)]

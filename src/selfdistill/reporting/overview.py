@@ -36,7 +36,7 @@ def overview_of(root: Path, places: dict[str, Path]) -> str:
     return rendered(
         "studies.html",
         counted=text.counted(ledger),
-        contents=[*parts, ("published", "Published figures that were verified")],
+        contents=[*parts, ("published", "Figures of the papers, as other sources quote them")],
         studies=[study for study in told if study["page"]],
         others=[study for study in told if not study["page"]],
         claims=overview_table(ledger, claims),
@@ -73,7 +73,7 @@ def overview_table(ledger: list[Entry], claims: Claims) -> dict[str, Any]:
 def paper_of(name: str, ledger: list[Entry], claims: Claims) -> dict[str, Any]:
     """A paper with the claims that are its own, each with the table of its tests."""
     entries = [
-        {**vars(entry), "table": sortable(text.tests_table(entry), prose=("Evidence", "Statistic"))}
+        {**vars(entry), "table": sortable(text.tests_table(entry), prose=("Setting", "Evidence", "Statistic"))}
         for entry in ledger
         if entry.claim.paper == name
     ]

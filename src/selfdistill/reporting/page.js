@@ -31,7 +31,7 @@ for (const table of all("table.sortable")) {
   });
 }
 
-// ---- copying what is shown, as it is sorted and filtered
+// ---- copying what is shown, as it is sorted and filtered, which the button says
 const cells = (table) => all("tr", table).filter((row) => !row.hidden).map((row) => [...row.cells].map((c) => c.textContent.trim()));
 const csv = (table) => cells(table).map((row) => row.map((c) => /[",\n]/.test(c) ? `"${c.replaceAll('"', '""')}"` : c).join(",")).join("\n") + "\n";
 const latex = (table) => {
@@ -56,8 +56,10 @@ for (const line of all("[id^=table-] > .files")) {
     const button = make("button", `copy as ${name}`, {type: "button"});
     button.addEventListener("click", async () => {
       await copy(as(table));
-      said.textContent = `The table is copied as ${name}.`;
-      button.textContent = "copied";
+      const rows = [...table.tBodies[0].rows], shown = rows.filter((row) => !row.hidden).length;
+      const part = shown < rows.length ? `${shown} of ${rows.length} rows` : "";
+      said.textContent = part ? `${part}, those that are shown, are copied as ${name}.` : `The table is copied as ${name}.`;
+      button.textContent = part ? `copied ${part}` : "copied";
       setTimeout(() => { button.textContent = `copy as ${name}`; }, 1500);
     });
     line.append(line.childNodes.length ? ", " : "", button);

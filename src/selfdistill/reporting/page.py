@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from html import escape
 from itertools import groupby
@@ -15,9 +15,9 @@ import pandas as pd
 
 from selfdistill import analyses, methods
 from selfdistill.analyses import caption
-from selfdistill.claims.declared import asked_of, read_claims, study_here
+from selfdistill.claims.declared import Cost, Paired, Trend, asked_of, read_claims, study_here
 from selfdistill.claims.ledger import Found, judged, read_evidence
-from selfdistill.config import Study, purpose
+from selfdistill.config import Contrast, Study, purpose
 from selfdistill.files import write_atomically
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
@@ -60,8 +60,15 @@ def write_page(study: Study, params: Path) -> None:
     main = headline_in(frames)
     _, _, words = headline_number(frames)
     used = list(dict.fromkeys(study.variant(name).method for name in study.all_variants))
+    facts = {
+        name: frames[name].assign(**methods_of(map(study.contrasts.__getitem__, frames[name].contrast), study))
+        for name in ("contrasts", "networks")
+        if name in frames
+    }
     found = {
-        name: sortable(to_read(frames[name], bold, " ± "), frames[name]) if name in frames else None
+        name: sortable(to_read(frames[name], bold, " ± "), facts[name] if name in facts else frames[name])
+        if name in frames
+        else None
         for name, to_read in (
             ("contrasts", tables.readable_contrasts),
             ("networks", tables.readable_networks),
@@ -180,18 +187,34 @@ def inlined(path: Path, text: str) -> dict[str, Any]:
 def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
     """What this study says of the papers' claims; None where it tests none.  ledger: where all of them stand."""
     hosts = {(r["model"], r["variant"], r["seed"]): r["host"] for r in records if r["host"]}
-    claims, found = read_claims(), Found(read_evidence(study.results), hosts)
-    rows = []
+    claims = read_claims()
+    found = Found(read_evidence(study.results), hosts, dataset=study.dataset, models=tuple(study.models))
+    rows, compared = [], []
     for name, place, asked in asked_of(claims, study_here(study.root)):
-        test = judged(name, place, asked, claims.claims[name], found)
-        of = {"Claim": Link(name, f"{ledger}#{name}"), "Says": claims.claims[name].claim, "Here": test.outcome}
-        rows.append(of | {"Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
-    return sortable(pd.DataFrame(rows), prose=("Says", "Evidence")) if rows else None
+        claim = claims.claims[name]
+        test = judged(name, place, asked, claims.papers[claim.paper], found)
+        of = {"Claim": Link(name, f"{ledger}#{name}"), "Says": claim.claim, "Here": test.outcome}
+        rows.append(of | {"Setting": test.setting, "Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
+        declared = [study.contrasts[contrast] for contrast in asked.contrasts or ()]
+        compared.append(next(form for form in (*declared, asked.paired, asked.trend, asked.cost) if form))
+    facts = pd.DataFrame(methods_of(compared, study))
+    return sortable(pd.DataFrame(rows), facts, ("Says", "Setting", "Evidence")) if rows else None
+
+
+def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost], study: Study) -> dict[str, list[str]]:
+    """Of rows that each compare two variants, or are of one, what a filter reads: the group is that of the first."""
+    found: dict[str, list[str]] = {}
+    for form in compared:
+        for start, name in {"": form.of, "against_": getattr(form, "against", form.of)}.items():
+            variant = study.variant(name)
+            for key in ("title", "name", "method"):
+                found.setdefault(f"{start}{key}", []).append(getattr(variant, key))
+    return found
 
 
 def whose(records: list[dict]) -> pd.DataFrame:
     """Of rows of runs, what a filter reads."""
-    return pd.DataFrame([{key: r[key] for key in ("model", "title", "method")} for r in records])
+    return pd.DataFrame([{key: r[key] for key in ("model", "title", "variant", "method")} for r in records])
 
 
 def runs_table(study: Study, records: list[dict]) -> dict:
@@ -245,8 +268,9 @@ WORDS = {  # of verdicts; what stands between the two of a contrast
 
 def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     """The result in a few sentences: what the declared contrasts say."""
-    fewest, most = accuracy.n.min(), accuracy.n.max()
-    seeds = f"{most} seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
+    counts = accuracy.n if contrasts is None else contrasts.n
+    fewest, most = counts.min(), counts.max()
+    seeds = f"{most} seed{'s' if most != 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
     missing = "" if accuracy.control.any() else "The control has not run yet. "
     if contrasts is None:
         return f"{missing}No contrast is declared: every number below is exploratory. {seeds.capitalize()} a method."
@@ -267,7 +291,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     if rest := len(contrasts) - judged:
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
     error = ", 5 % error over all contrasts together (Holm)" if judged else ""
-    return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a method{error}."
+    return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a contrast{error}."
 
 
 def bold(text: str, is_best: bool) -> tuple[str, bool]:
@@ -324,13 +348,17 @@ def cell_of(cell: Any) -> dict[str, Any]:
     return {"text": text, "best": best, "value": sort_value(text), "href": getattr(text, "href", None)}
 
 
+# of methods in a row, by which it is found: titles, variants, and files of methods
+NAMES = "title", "against_title", "variant", "name", "against_name", "method", "against_method"
+
+
 def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
     """The attributes of each row: what a filter reads, and a name to lead to."""
     rows = []
     for row in frame.to_dict("records"):
         found = {"id": row["id"]} if "id" in row else {}
         if "title" in row:
-            found["data-method"] = ", ".join(str(row[key]) for key in ("title", "against_title") if key in row)
+            found["data-method"] = ", ".join(dict.fromkeys(str(row[key]) for key in NAMES if key in row))
         if "model" in row:
             found["data-network"] = row["model"]
         if "method" in row:
@@ -341,7 +369,7 @@ def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def sort_value(text: str) -> float | str:
     """A cell's leading number, or its text."""
-    leading = re.match(r"(?:< )?([+-]?[\d,]*\.?\d+)(?=$| ±|/)", text)
+    leading = re.match(r"(?:< )?([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?=$| ±|/| to | of | together| \()", text)
     return float(leading[1].replace(",", "")) if leading else text
 
 

@@ -147,9 +147,10 @@ def claims_plan(study: "Study") -> list[dict]:
 
     claims = read_claims()
     return [
-        {"claim": name, "says": claims.claims[name].claim, "size": claims.claims[name].size, "place": place}
+        {"claim": name, "says": claim.claim, "settings": claims.papers[claim.paper].settings, "place": place}
         | test.model_dump(exclude_none=True)
         for name, place, test in asked_of(claims, study_here(study.root))
+        for claim in (claims.claims[name],)
     ]
 
 

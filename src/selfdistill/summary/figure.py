@@ -12,6 +12,7 @@ mpl.use("Agg")
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 
 from selfdistill import analyses, methods
 from selfdistill.summary.table import key_columns, prefixed
@@ -82,8 +83,10 @@ class Style:
         ax.grid(axis="y", visible=False)
 
     def legend(self, ax: Axes) -> None:
-        """Beside the panel."""
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        """Beside the panel; markers without the error bars that would hide what they look like."""
+        handles, labels = ax.get_legend_handles_labels()
+        bare = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+        ax.legend(bare, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     def thinner(self, place: int) -> float:
         """Width of an error bar, so that a later one at the same place leaves the earlier ones visible."""

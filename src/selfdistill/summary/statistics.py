@@ -134,8 +134,11 @@ def paired_effect(differences: np.ndarray) -> Effect:
     rest = float(((d - rows[:, None] - columns + mean) ** 2).sum()) / ((seeds - 1) * (images - 1))
     if max(of_seeds, of_images, rest) < 1e-18 * max(1.0, mean**2):  # what rounding leaves of equal numbers
         return Effect(mean, 0.0, seeds, images, 1.0, 0.0, 0.0, 0.0)
+    # S n times the variance of the mean: the seeds' part as in a paired t-test over seeds, and what the images add, cut
+    # at 0.  Were the seeds' component cut at 0, too, intervals would be too wide where it is small: at 5 seeds 97.7 %
+    # of 95 % intervals covered; benchmarks/coverage.py says what these do.
     above_rest = max(0.0, of_images - rest)
-    total = max(of_seeds, rest) + above_rest  # S n times the variance of the mean, each component cut at 0
+    total = of_seeds + above_rest or rest
     return Effect(
         difference=mean,
         error=math.sqrt(total / (seeds * images)),

@@ -46,6 +46,8 @@ def table_of(
                     row["group"] = methods.about(runs[0]["method"])["group"]
                 row |= dict(zip(keys, values, strict=True))
                 row |= columns_of(numbers, list(of_seeds.values()))
+                if "seeds" in about["needs"] and list(of_seeds) == [min(by_seed(runs))]:  # of all seeds, told once
+                    row["n"] = sum(analysis in record["measures"] for record in runs)
                 if not every:
                     theirs = reference[1].get(values, {})
                     known = effects and partial(effects, by_seed(runs), by_seed(reference[0]))
@@ -107,7 +109,8 @@ def prefixed(key: str, numbers: dict[str, dict], word: str) -> str:
 
 
 def columns_of(numbers: dict[str, dict], rows: list[dict]) -> dict[str, Any]:
-    """Exact numbers, of one run as of all; how many runs there are; means and half-widths of the others."""
+    """Exact numbers, of one run as of all; how many runs there are; means and half-widths of the others, NaN where some
+    run does not define the number."""
     columns = {
         key: math.nan if rows[0].get(key) is None else scaled(number, rows[0][key])
         for key, number in numbers.items()
@@ -117,8 +120,9 @@ def columns_of(numbers: dict[str, dict], rows: list[dict]) -> dict[str, Any]:
         return columns
     columns["n"] = len(rows)
     for key, number in numbers.items():
-        if not number["exact"] and all(row.get(key) is not None for row in rows):
-            mean, half_width = mean_interval([scaled(number, row[key]) for row in rows])
+        if not number["exact"]:
+            known = [scaled(number, row[key]) for row in rows if row.get(key) is not None]
+            mean, half_width = mean_interval(known) if len(known) == len(rows) else (math.nan, math.nan)
             columns |= {key: mean, prefixed(key, numbers, "half_width"): half_width}
     return columns
 

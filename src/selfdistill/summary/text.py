@@ -10,7 +10,7 @@ import pandas as pd
 from selfdistill import analyses
 from selfdistill.errors import UserError
 from selfdistill.summary.grouping import headline_in
-from selfdistill.summary.table import judged, key_columns, prefixed
+from selfdistill.summary.table import judged, key_columns, leading, prefixed
 
 Bold = Callable[[str, bool], Any]  # a cell's text and whether it is the best: how the cell stands there
 DECIMALS = 4  # of the CSV files; percentages, so 1e-4 is far below one image
@@ -28,15 +28,20 @@ def readable(analysis: str, table: pd.DataFrame, bold: Bold, plus_minus: str) ->
         if n["exact"]:
             columns[title(n)] = ["" if math.isnan(v) else f"{v:,.{n['digits']}f}" for v in table[key]]
     if "n" in table:
-        columns["Seeds"] = table.n
+        columns["Seeds"] = seeds_in_words(table, numbers)
     for key, n in numbers.items():
         if not n["exact"]:
             half_width = table[prefixed(key, numbers, "half_width")]
             best = table.groupby(group, dropna=False)[key].transform(f"{'min' if n['better'] == 'lower' else 'max'}")
+            if not n["better"]:  # a cost that is the same in every seed was counted
+                half_width = half_width.replace(0, math.nan)
             columns[title(n)] = [
                 ""
                 if math.isnan(mean)
-                else bold(number(mean, half, plus_minus, digits=n["digits"]), bool(n["better"]) and mean == top)
+                else bold(
+                    number(mean, half, plus_minus, digits=n["digits"]),
+                    bool(n["better"]) and f"{mean:.{n['digits']}f}" == f"{top:.{n['digits']}f}",
+                )
                 for mean, half, top in zip(table[key], half_width, best, strict=True)
             ]
     for key in judged(numbers):
@@ -61,6 +66,13 @@ def readable(analysis: str, table: pd.DataFrame, bold: Bold, plus_minus: str) ->
     if "hardware" in table:
         columns["Hardware"] = table.hardware
     return with_model(table, columns)
+
+
+def seeds_in_words(table: pd.DataFrame, numbers: dict[str, dict]) -> list[str]:
+    """`10 together` where one number is made of several seeds, which leaves it without an interval."""
+    key = leading(numbers)
+    whole = (table.n > 1) & table[key].notna() & table.half_width.isna() if key else pd.Series(False, table.index)
+    return [f"{n} together" if of_all else str(n) for n, of_all in zip(table.n, whole, strict=True)]
 
 
 def own_columns(headline: str) -> tuple[str, str]:
