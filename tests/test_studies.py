@@ -106,6 +106,10 @@ def test_dvc_resolves_its_stages(name, resolved):
         "evaluate_students": count * len(study.students),
         "evaluate_taught": count * len(study.taught),
         "evaluate_teachers": len(study.teacher_models),
+        "tune": count * len(study.tuning.methods),
+        "tune_students": count * len(study.tuning.students),
+        "evaluate_tuned": count * len(study.tuning.methods),
+        "evaluate_tuned_students": count * len(study.tuning.students),
         "probe": len(study.probes),
         **dict.fromkeys(("check", "measure", "tables", "figures", "page"), 1),
     }
