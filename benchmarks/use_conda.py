@@ -52,6 +52,7 @@ def checkout(folder: Path) -> Path:
     shutil.rmtree(folder / "results")
     study = yaml.safe_load((folder / "params.yaml").read_text()) | CUT
     study["recipe"] |= CUT_RECIPE
+    study["tuning"] |= {"methods": [], "students": []}
     (folder / "params.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     return folder
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import yaml
 from conftest import ROOT, Project
 
 from selfdistill import methods
+from selfdistill.cli.cells import read_cell
 from selfdistill.config import read_study
+from selfdistill.errors import UserError
 from selfdistill.reporting.tuning import best_table, expected_best, winners_table
 from selfdistill.schema import ConfigError
 from selfdistill.search import COMMON, DIGITS, sobol_point, spaces_of, trial_values, untuned, winner
@@ -157,6 +160,18 @@ def test_the_name_of_tuned_values_is_taken(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"variants\.x-tuned: the name of tuned values"):
         read_study(tmp_path / "params.yaml")
+
+
+def test_what_is_searched_need_not_be_listed_as_published(tmp_path, monkeypatch):
+    """Lists are cut for a quick run; the stages of `tuning` are there all the same."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"root": str(ROOT)}
+    content |= {"methods": ["plain"], "students": []}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    asked = Namespace(model="resnet10-slim", variant="sd")
+    assert read_cell(asked, tuned=True).teacher_of("drkd-tuned") == ("plain-tuned", None)
+    with pytest.raises(UserError, match=r"--variant sd is not in params\.yaml"):
+        read_cell(asked)
 
 
 def test_a_tuned_variant_has_a_seed_a_replicate_and_a_tuned_teacher():

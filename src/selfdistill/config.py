@@ -273,7 +273,7 @@ class Study(Strict):
         if variant in self.taught:
             return self.teacher, self.teacher_models[0]
         if base := untuned(variant):
-            return (self.teacher + TUNED if base in self.students else None), None
+            return (self.teacher + TUNED if base in self.tuning.students else None), None
         return (self.teacher if variant in self.students else None), None
 
     def cells(self) -> list[tuple[str, str, int]]:

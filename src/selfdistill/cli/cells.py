@@ -94,7 +94,7 @@ def train(options: Namespace) -> int | None:
 def tune(options: Namespace) -> int | None:
     from selfdistill.search import TUNED
 
-    study = read_cell(options)
+    study = read_cell(options, tuned=True)
     tuned = options.variant + TUNED
     if tuned not in study.all_variants:
         known = ", ".join(study.tuning.variants) or "none"
@@ -173,11 +173,14 @@ def probe(options: Namespace) -> None:
     probe_study(study, options.name)
 
 
-def read_cell(options: Namespace) -> "Study":
-    """The study, after making sure that the cells asked for are among its cells."""
+def read_cell(options: Namespace, tuned: bool = False) -> "Study":
+    """The study, after making sure that the cells asked for are among its cells; tuned: or among those whose values
+    are searched, which need not be listed as published, too."""
     study = read_study(STUDY)
     networks = [*study.models, *study.teacher_models]
     known = [study.teacher] if options.model in study.teacher_models else study.all_variants
+    if tuned:
+        known = [*known, *(name for name in study.tuning.variants if name not in known)]
     asked = [("model", networks), ("variant", known)]
     if hasattr(options, "seeds"):
         asked.append(("seeds", [str(block) for block in study.blocks]))
