@@ -21,8 +21,8 @@ from selfdistill.reporting.overview import overview_of, write_overview
 from selfdistill.reporting.page import FOLDER, bold, rendered, sortable, write_page
 from selfdistill.reporting.tables import write_tables
 from selfdistill.studies import folders
+from selfdistill.summary import STYLE
 from selfdistill.summary.figure import COLOURS as LOOKS
-from selfdistill.summary.figure import STYLE
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ACCURACY = "#table-accuracy"

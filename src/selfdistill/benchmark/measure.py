@@ -177,8 +177,7 @@ def draw(results: list[dict]) -> dict[str, bytes]:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from selfdistill.reporting.figures import METADATA
-    from selfdistill.summary.figure import STYLE
+    from selfdistill.summary import METADATA, STYLE
 
     names = {"floor": "bare loop, resident tensors", "ours": "this project", "ordinary": "DataLoader + PIL"}
     colours = {"floor": "#bbbbbb", "ours": "#0173b2", "ordinary": "#de8f05"}

@@ -17,13 +17,13 @@ from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_whole
 from selfdistill.reporting.inline import run_id
 from selfdistill.search import TUNED
-from selfdistill.summary.figure import CONTROL, STYLE, Look, Style, draw_default, figure_names, looks_of, row_each
+from selfdistill.summary import METADATA, STYLE
+from selfdistill.summary.figure import CONTROL, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
 from selfdistill.summary.text import exit_words, headline_number
 
 CUT = 2.5  # what lies further out than so many times the median reach of an interval is cut off, with an arrow
 # without dates and versions, so that the same picture is the same file
-METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 Tables = dict[str, pd.DataFrame]
 BESIDE = "contrasts", "expected_best", "runs", "curves"
 Draw = Callable[[Axes, Tables, Style], None]

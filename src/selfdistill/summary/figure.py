@@ -2,7 +2,6 @@
 of its own."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +17,6 @@ from selfdistill import analyses, methods
 from selfdistill.summary.table import key_columns, prefixed
 from selfdistill.summary.text import title
 
-STYLE = Path(__file__).with_name("style.mplstyle")
 CONTROL = "#777777"
 PALETTE = sns.color_palette("colorblind", 10)
 COLOURS = dict(zip(methods.COLOURS, (*PALETTE[:6], PALETTE[9], mpl.colors.to_rgb(CONTROL)), strict=True))
