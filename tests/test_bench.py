@@ -197,13 +197,7 @@ def test_a_gpu_run_without_a_gpu_or_data_says_so(tmp_path):
 def test_speed_is_drawn_without_scipy():
     """As on a machine that only trains."""
     rates = {name: {"median": 1.0} for name in ("floor", "ours")}
-    result = {
-        "images_per_second": rates,
-        "model": "m",
-        "size": 8,
-        "method": "plain",
-        "recipe": {"precision": "float32"},
-    }
+    told = {"model": "m", "size": 8, "method": "plain", "recipe": {"precision": "float32"}, "hardware": "a CPU"}
     script = "import sys; sys.modules['scipy'] = None; from selfdistill.benchmark.measure import draw;"
-    script += f"assert set(draw([{result!r}])) == {{'svg', 'png'}}"
+    script += f"assert set(draw([{ {'images_per_second': rates, **told}!r}])) == {{'svg', 'png'}}"
     subprocess.run([sys.executable, "-c", script], check=True)
