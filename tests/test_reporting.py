@@ -22,7 +22,8 @@ from selfdistill.reporting.figures import draw_curves, draw_figures, draw_own, p
 from selfdistill.reporting.files import write_together
 from selfdistill.reporting.older import upgraded
 from selfdistill.reporting.page import card_address, sort_value
-from selfdistill.summary.figure import STYLE, looks_of
+from selfdistill.summary import STYLE
+from selfdistill.summary.figure import looks_of
 from selfdistill.summary.grouping import headline_row
 from selfdistill.summary.statistics import mean_interval
 from selfdistill.summary.text import as_csv, bold_latex, bold_markdown, latex, readable
