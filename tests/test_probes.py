@@ -146,16 +146,16 @@ def test_no_noise_leaves_the_network_as_it_is(run):
     same = flatness.moved(network, noise, 0.0)
     assert torch.equal(same(images), network(images))
     rows = flatness.analyse(run, images=20, draws=1, sigmas=2, largest=0.5, vectors=1)
-    anew = flatness.with_statistics_of(network, images)
-    right = (anew(images).argmax(dim=1) == run.training(20).labels).double().mean().item()
+    again = flatness.with_statistics_of(network, images)
+    right = (again(images).argmax(dim=1) == run.training(20).labels).double().mean().item()
     assert (rows[0]["sigma"], rows[0]["accuracy"]) == ("0", right)
 
 
 def test_statistics_are_those_of_the_images(run):
     """In evaluation mode the network then says what it says in training mode, but for n / (n - 1) of the variance."""
     network, images = run.network.deepest(), DATASET.normalise(run.training(20).images)
-    anew = flatness.with_statistics_of(network, images)
-    stem = next(module for module in anew.modules() if isinstance(module, nn.BatchNorm2d))
+    again = flatness.with_statistics_of(network, images)
+    stem = next(module for module in again.modules() if isinstance(module, nn.BatchNorm2d))
     seen = network[0][0](images) if isinstance(network[0], nn.Sequential) else network[0].conv(images)
     assert torch.allclose(stem.running_mean, seen.mean(dim=(0, 2, 3)), atol=1e-5)
     assert torch.allclose(stem.running_var, seen.transpose(0, 1).flatten(1).var(dim=1), rtol=1e-4)

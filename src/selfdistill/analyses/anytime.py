@@ -99,9 +99,7 @@ def contradictions(run: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[
 def draw(ax, table, style) -> None:
     """A line a variant, of a threshold an exit; hollow points: fixed exits; a star: the threshold without loss on the
     validation images; the control, without exits, as a point."""
-    controls = set(style.headline[style.headline.control].variant)
-    shown = [name for name, rows in table.groupby("variant", sort=False) if len(rows) > 1 or name in controls]
-    for place, variant in enumerate(shown):
+    for place, variant in enumerate(style.with_exits(table)):
         rows, look = table[table.variant == variant], style.looks[variant]
         fixed, free = rows[rows.rule == EXIT], rows[rows["at"] == LOSSLESS]
         line = fixed if len(rows) == 1 else rows[rows.rule == BUDGET]

@@ -48,9 +48,7 @@ def contradictions(run: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[
 
 def draw(ax, table, style) -> None:
     """Each exit's number against the cost of getting there; the control, without exits, as a point."""
-    controls = set(style.headline[style.headline.control].variant)
-    shown = [name for name, rows in table.groupby("variant", sort=False) if len(rows) > 1 or name in controls]
-    for place, variant in enumerate(shown):
+    for place, variant in enumerate(style.with_exits(table)):
         rows, look = table[table.variant == variant], style.looks[variant]
         for part, form, words in (
             (rows[rows.exit != "ensemble"], f"{look.marker}-", ""),

@@ -28,7 +28,7 @@ from selfdistill.reporting.files import read_table
 from selfdistill.reporting.records import told
 from selfdistill.schema import CATALOGUE, read_yaml
 from selfdistill.summary.statistics import mean_ratio
-from selfdistill.summary.text import exit_words
+from selfdistill.summary.text import exit_words, small
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 ILL_POSED, UNTESTED = "ill-posed", "not tested here"
@@ -260,10 +260,6 @@ def why_none(form: Paired | Trend, found: Found) -> str:
     if missing := [variant for variant in variants if variant not in there]:
         return f"no result of {' and of '.join(missing)} has {form.number} of the analysis {form.analysis}"
     return "its tables were rendered before they had this; `selfdistill tables` in the study renders them again"
-
-
-def small(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def of_cost(form: Cost, found: Found) -> Parts:

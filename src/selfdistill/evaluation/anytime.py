@@ -46,6 +46,12 @@ def mean_macs(taken: Tensor, macs: Sequence[int]) -> float:
 # ---- thresholds, from validation images: sure is exits x M ----
 
 
+def refuse_below(least: int, budget: float) -> None:
+    """ValueError: a budget below the first exit's cost."""
+    if budget < least:
+        raise ValueError(f"a budget of {budget:.15g} multiply-adds is not allowed; allowed: from {least:.15g}")
+
+
 def shares_of_budget(macs: Sequence[int], budget: float) -> list[float]:
     """Which share of the images leaves at each exit: proportional to r^k, of exits k = 1, 2, ..., with the r at which
     the mean cost is the budget.
@@ -53,8 +59,7 @@ def shares_of_budget(macs: Sequence[int], budget: float) -> list[float]:
     Huang et al. write r = 1 - q, q the chance to leave at an exit; above the mean cost of equal shares r is more
     than 1, as in their code.  ValueError: a budget below the first exit's cost.
     """
-    if budget < macs[0]:
-        raise ValueError(f"a budget of {budget:.15g} multiply-adds is not allowed; allowed: from {macs[0]:.15g}")
+    refuse_below(macs[0], budget)
 
     def shares(log_r: float) -> list[float]:
         powers = torch.arange(len(macs), dtype=torch.float64) * log_r
@@ -86,8 +91,7 @@ def budget_thresholds(sure: Tensor, macs: Sequence[int], budget: float) -> list[
 def budget_threshold(sure: Tensor, macs: Sequence[int], budget: float) -> float:
     """The largest threshold, the same at every exit, with which these images cost at most the budget on average.
     ValueError: a budget below the first exit's cost."""
-    if budget < macs[0]:
-        raise ValueError(f"a budget of {budget:.15g} multiply-adds is not allowed; allowed: from {macs[0]:.15g}")
+    refuse_below(macs[0], budget)
     candidates = [*sure[:-1].unique().tolist(), NEVER]  # between two of them nothing changes
     low, high = 0, len(candidates) - 1
     while low < high:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.evaluation.classification import beyond, brier, calibration_error
+from selfdistill.evaluation.classification import beyond, bin_of, brier, calibration_error
 
 LARGEST = 1e300  # of a logit: an infinite one is taken as its limit
 PART = 4096  # images at a time, where ImageNet's would take gigabytes
@@ -69,10 +69,9 @@ def classwise_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> fl
     """The mean over classes of the calibration error of that class' probability, with equal bins (a, b] of it
     (Kull et al., NeurIPS 2019, equation 3); probabilities: float64 N x K."""
     images, classes = probabilities.shape
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
     gap = torch.zeros(bins * classes, dtype=torch.float64)
     for part, shown in zip(probabilities.split(PART), labels.split(PART), strict=True):
-        which = torch.bucketize(part, edges) + bins * torch.arange(classes)
+        which = bin_of(part, bins) + bins * torch.arange(classes)
         gap.index_add_(0, which.flatten(), beyond(part.clone(), shown).flatten())
     return (gap.abs().sum() / (images * classes)).item()
 
@@ -80,8 +79,7 @@ def classwise_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> fl
 def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> list[tuple[float, float, float]]:
     """Of each equal bin (a, b] of confidence: the share of all images that lies in it, that is right in it, and the sum
     of its confidences over all images.  So a mean over runs is that of all their images."""
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    which = torch.bucketize(confidence.double(), edges)
+    which = bin_of(confidence, bins)
     parts = [torch.ones_like(confidence), correct, confidence]
     sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, which, part.double()) for part in parts]
     return [tuple(row) for row in (torch.stack(sums, dim=1) / len(confidence)).tolist()]

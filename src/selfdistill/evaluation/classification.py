@@ -31,10 +31,14 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
     """sum over bins of (share of images in it) x |accuracy - mean confidence|; bins are (a, b]."""
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    which = torch.bucketize(confidence.double(), edges)
+    which = bin_of(confidence, bins)
     gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, which, (correct - confidence).double())
     return (gap.abs().sum() / len(confidence)).item()
+
+
+def bin_of(shares: Tensor, bins: int) -> Tensor:
+    """In which of the equal bins (a, b] of [0, 1] each share lies, from 0, int64."""
+    return torch.bucketize(shares.double(), torch.arange(1, bins, dtype=torch.float64) / bins)
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int = 5) -> float | None:

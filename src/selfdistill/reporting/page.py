@@ -23,7 +23,7 @@ from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
-from selfdistill.search import untuned
+from selfdistill.search import TUNED, untuned
 from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
 from selfdistill.summary.statistics import FEWEST, mean_ratio
@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent  # of templates, style and script
 BESIDE = "contrasts", "networks", "tuning"  # tables that are of no analysis
 # columns that say what a row is, and stay in sight when a table scrolls
 LEADING = "Method", "Contrast", "Claim", "Study"
+OPERATIONS, SECONDS = "Operations, times the control's", "Seconds, times the control's"  # of the hardware table
 FIGURES = {
     "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
     "margin within which two variants count as equivalent.",
@@ -379,11 +380,7 @@ def hardware_table(records: list[dict], control: str) -> pd.DataFrame:
     a teacher's, counted operations and measured seconds as multiples of the control's, the seconds of runs of equal
     seed, hardware and precision."""
     rows = []
-    controls = {
-        (r["model"], r["seed"], machine(r), r["variant"] != control): r
-        for r in records
-        if (untuned(r["variant"]) or r["variant"]) == control and r["host"]
-    }
+    runs = {(r["model"], r["variant"], r["seed"], machine(r)): r for r in records if r["host"]}
     for model, _, group in by_variant(records):
         by_machine: dict[str, list[dict]] = {}
         for record in sorted(group, key=machine):
@@ -396,32 +393,35 @@ def hardware_table(records: list[dict], control: str) -> pd.DataFrame:
             "Method": group[0]["title"],
             "Hardware": tables.in_words(map(machine, group)),
             "Median seconds of a run": per_machine(hosts, "seconds", median, "{:.1f}"),
-            **of_control(group, controls),
+            **of_control(group, runs, control),
             "Peak memory (MB)": per_machine(hosts, "peak_memory_mb", max, "{:,}"),
             "Peak memory of": per_machine(hosts, "peak_memory_of", alternatives, "{}"),
             "Peak GPU memory (MB)": per_machine(hosts, "peak_device_memory_mb", max, "{:,}"),
         }
         rows.append(row)
     table = pd.DataFrame(rows)
-    optional = ("Peak memory of", "Peak GPU memory (MB)", *of_control([], {}))
+    optional = ("Peak memory of", "Peak GPU memory (MB)", OPERATIONS, SECONDS)
     unknown = [name for name in optional if not any(table[name])]
     table = table.drop(columns=unknown)
     return table.rename(columns={"model": "Network"}) if table.model.nunique() > 1 else table.drop(columns="model")
 
 
-def of_control(group: list[dict], controls: dict[tuple, dict]) -> dict[str, str]:
-    """Training operations of a variant's runs and, with their interval, their seconds, as multiples of the control's;
-    controls: its records, by model, seed, machine and whether its values are searched ones, as the variant's are."""
-    keys = ((r["model"], r["seed"], machine(r), bool(untuned(r["variant"]))) for r in group)
-    pairs = [(r, controls.get(key)) for r, key in zip(group, keys, strict=True) if r["host"]]
+def of_control(group: list[dict], runs: dict[tuple, dict], control: str) -> dict[str, str]:
+    """Training operations of a variant's runs and, with their interval, their seconds, as multiples of the control's:
+    of searched values, where the variant's are; runs: with a known machine, by model, variant, seed and machine."""
+    against = control + TUNED if untuned(group[0]["variant"]) else control
+    pairs = [(r, runs.get((r["model"], against, r["seed"], machine(r)))) for r in group if r["host"]]
     operations = [(r["cost"]["training_flops"], c["cost"]["training_flops"]) for r, c in pairs if c]
     seconds = [(r["host"].get("seconds", 0), c["host"].get("seconds", 0)) for r, c in pairs if c]
-    words = {"Operations, times the control's": "", "Seconds, times the control's": ""}
-    for name, values in zip(words, (operations, seconds), strict=True):
-        if positive := [pair for pair in values if min(pair) > 0]:
-            ratio, low, high = mean_ratio(positive)
-            words[name] = f"{ratio:.2f}" + (f" ({low:.2f} to {high:.2f})" if high - low > 1e-9 else "")
-    return words
+    return {OPERATIONS: multiple(operations), SECONDS: multiple(seconds)}
+
+
+def multiple(pairs: list[tuple[float, float]]) -> str:
+    """The mean ratio of positive pairs, with its interval where they differ; nothing where there are none."""
+    if not (positive := [pair for pair in pairs if min(pair) > 0]):
+        return ""
+    ratio, low, high = mean_ratio(positive)
+    return f"{ratio:.2f}" + (f" ({low:.2f} to {high:.2f})" if high - low > 1e-9 else "")
 
 
 def alternatives(words: list[str]) -> str:

@@ -38,6 +38,7 @@ from selfdistill.summary.text import (
     markdown,
     number,
     readable,
+    small,
     with_model,
 )
 
@@ -225,10 +226,6 @@ def contrast_name(row: Any) -> str:
     return f"{row.title} against {row.against_title}" + exit_words(row.exit)
 
 
-def small(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
 def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.DataFrame:
     return with_model(
         table,
@@ -236,7 +233,7 @@ def readable_winners(table: pd.DataFrame, bold: Bold, plus_minus: str) -> pd.Dat
             "Method": table.title,
             "Searched": table.value,
             "As published": table.published,
-            "Winners, median": ["" if t == "" or pd.isna(t) else f"{float(t):g}" for t in table["median"]],
+            "Winners, median": ["" if pd.isna(t) else f"{float(t):g}" for t in table["median"]],
             "Winners, range": table.range,
             "Median / published": ["" if math.isnan(t) else f"{t:.2g}" for t in table.times_published],
             "Won by the published values": [f"{r.won_by_published} of {r.n}" for r in table.itertuples()],

@@ -33,7 +33,11 @@ def winners_table(records: list[dict]) -> pd.DataFrame:
                 row |= {"median": written(middle), "range": f"{written(min(won))} to {written(max(won))}"}
                 row["times_published"] = middle / published if is_number(published) and published else math.nan
             else:
-                row |= {"median": "", "range": ", ".join(dict.fromkeys(map(written, won))), "times_published": math.nan}
+                row |= {
+                    "median": None,
+                    "range": ", ".join(dict.fromkeys(map(written, won))),
+                    "times_published": math.nan,
+                }
             rows.append(row)
     return pd.DataFrame(rows)
 

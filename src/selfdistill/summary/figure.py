@@ -80,6 +80,11 @@ class Style:
         ax.set_ylim(len(table) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
 
+    def with_exits(self, table: pd.DataFrame) -> list[str]:
+        """The variants with several exits, of each of which the table has a row, and the control."""
+        controls = set(self.headline[self.headline.control].variant)
+        return [name for name, rows in table.groupby("variant", sort=False) if len(rows) > 1 or name in controls]
+
     def legend(self, ax: Axes) -> None:
         """Beside the panel; markers without the error bars that would hide what they look like."""
         handles, labels = ax.get_legend_handles_labels()

@@ -93,6 +93,11 @@ def headline_number(tables: Any) -> tuple[str, dict[str, Any], str]:
     return key, spec, spec["title"].removeprefix("Test ")
 
 
+def small(p: float) -> str:
+    """A p-value."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def exit_words(exit_name: object) -> str:
     """Which exit a contrast compares, behind its two variants; nothing where it is the deepest."""
     return {"last": "", "ensemble": ", all exits together"}.get(str(exit_name), f", exit {exit_name}")
