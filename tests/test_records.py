@@ -370,7 +370,9 @@ def test_a_pack_of_before_there_were_analyses_is_read_as_one_of_today(study):
 )
 def test_a_record_that_lacks_what_tables_need_is_refused_in_a_line(study, key, value):
     put(study, changed(entry(study, "byot", 0), f"record.{key}", value))
-    with pytest.raises(OutsideError, match=rf"byot/0.json: not what was written there \({key.split('.')[0]}") as refused:
+    with pytest.raises(
+        OutsideError, match=rf"byot/0.json: not what was written there \({key.split('.')[0]}"
+    ) as refused:
         read_records(study)
     assert len(str(refused.value).splitlines()) == 1
 
