@@ -24,7 +24,7 @@ from selfdistill.data.catalogue import Catalogue, DataEntry, ImageForm, read_cat
 from selfdistill.data.describe import describe_folder
 from selfdistill.data.fetch import FetchError, fetch
 from selfdistill.data.folder import list_of
-from selfdistill.data.images import UnusableImageError, sized, upright
+from selfdistill.data.images import UnusableImageError, packed_form, sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared import Dataset
 from selfdistill.evaluation.images import PredictError, read_image
@@ -610,6 +610,17 @@ def test_the_command_prints_the_entry_or_one_line(tmp_path, capsys):
     assert entry == describe_folder(tmp_path / "photos", size=(16, 20))
     assert main(["describe", "made", str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_image_that_would_be_longer_than_a_jpeg_is_refused():
+    """One that fits once it is smaller is kept."""
+    strip = io.BytesIO()
+    Image.new("L", (8, 70_000)).save(strip, "PNG")
+    assert packed_form(strip.getvalue(), 4, 1)[1].size == (4, 35_000)
+    with pytest.raises(
+        UnusableImageError, match=r"a longer side of 70,000 pixels, with 8 at the shorter one; .* 65,500"
+    ):
+        packed_form(strip.getvalue(), 8, 1)
 
 
 @pytest.mark.parametrize("place", [".", "data", "studies/one"])

@@ -50,6 +50,7 @@ KINDS = (
 )
 QUALITY = 95  # of JPEG files that are written; Pillow's documentation advises against more
 DISTRACTOR, JUNK = 0, -1  # identities of images that show none of the persons to be found, or none well
+LONGEST = 65_500  # pixels of a side of a JPEG file, at most: libjpeg's own limit
 LARGEST = 2**30  # bytes of an image's file, at most: all pixels that Pillow opens, in 4 channels of 16 bits, have less
 # Scans of a JPEG file, at most.  Each goes over all pixels: a megabyte of empty ones takes hours; encoders write ten.
 SCANS = 500
@@ -218,6 +219,11 @@ def packed_form(
         image = image.resize([round(side * shorter_side / shortest) for side in image.size], Image.Resampling.LANCZOS)
     elif plain:
         return content, image
+    if max(image.size) > LONGEST:
+        raise UnusableImageError(
+            f"a longer side of {max(image.size):,} pixels, with {min(image.size):,} at the shorter one; "
+            f"allowed: at most {LONGEST:,}"
+        )
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue(), upright(buffer.getvalue())
