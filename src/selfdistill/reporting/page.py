@@ -24,6 +24,7 @@ from selfdistill.reporting.files import read_table
 from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.search import TUNED, untuned
+from selfdistill.summary import AT_ERROR, AT_LEVEL
 from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
 from selfdistill.summary.statistics import FEWEST, mean_ratio
@@ -40,7 +41,7 @@ FIGURES = {
     "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
     "margin within which two variants count as equivalent.",
     "differences": "Every method against the control, paired by seed and test image: exploratory, without a verdict. "
-    "Dots are seeds, bars 95 % intervals; what lies far out is cut off, with an arrow and its value.",
+    f"Dots are seeds, bars {AT_LEVEL} intervals; what lies far out is cut off, with an arrow and its value.",
     "differences_tuned": "The same after an equal search for each method, the control included: every dot is a winner "
     "of its own search, with the training and validation images of its seed.",
     "tuning": "The validation accuracy that the best of so many trials is expected to have, mean over searches: a line "
@@ -140,6 +141,7 @@ def rendered(template: str, **values: Any) -> str:
     )
     for name, file in (("css", "page.css"), ("script", "page.js")):
         environment.globals[name] = (FOLDER / file).read_text(encoding="utf-8")
+    environment.globals |= {"level": AT_LEVEL, "error": AT_ERROR}
     return environment.get_template(template).render(**values)
 
 
@@ -292,7 +294,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     judged = contrasts.verdict.isin([*WORDS, "undecided"]).sum()
     if rest := len(contrasts) - judged:
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
-    error = ", 5 % error over all contrasts together (Holm)" if judged else ""
+    error = f", {AT_ERROR} error over all contrasts together (Holm)" if judged else ""
     return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a {each}{error}."
 
 
