@@ -198,20 +198,22 @@ def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
         test = judged(name, place, asked, claims.papers[claim.paper], found)
         of = {"Claim": Link(name, f"{ledger}#{name}"), "Says": claim.claim, "Here": test.outcome}
         rows.append(of | {"Setting": test.setting, "Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
-        declared = [study.contrasts[contrast] for contrast in asked.contrasts or ()]
-        compared.append(next(form for form in (*declared, asked.paired, asked.trend, asked.cost) if form))
+        # a contrast that the study has no longer is of no methods; the evidence says that it has no result
+        declared = [study.contrasts[contrast] for contrast in asked.contrasts or () if contrast in study.contrasts]
+        compared.append(next(filter(None, (*declared, asked.paired, asked.trend, asked.cost)), None))
     facts = pd.DataFrame(methods_of(compared, study))
     return sortable(pd.DataFrame(rows), facts, ("Says", "Setting", "Evidence")) if rows else None
 
 
-def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost], study: Study) -> dict[str, list[str]]:
-    """Of rows that each compare two variants, or are of one, what a filter reads: the group is that of the first."""
+def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost | None], study: Study) -> dict[str, list[str]]:
+    """Of rows that each compare two variants, or are of one or none, what a filter reads: the group is that of the
+    first."""
     found: dict[str, list[str]] = {}
     for form in compared:
-        for start, name in {"": form.of, "against_": getattr(form, "against", form.of)}.items():
-            variant = study.variant(name)
+        for start in ("", "against_"):
+            variant = form and study.variant(getattr(form, "against", form.of) if start else form.of)
             for key in ("title", "name", "method"):
-                found.setdefault(f"{start}{key}", []).append(getattr(variant, key))
+                found.setdefault(f"{start}{key}", []).append(getattr(variant, key, ""))
     return found
 
 
@@ -365,7 +367,7 @@ def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
             found["data-method"] = ", ".join(dict.fromkeys(str(row[key]) for key in NAMES if key in row))
         if "model" in row:
             found["data-network"] = row["model"]
-        if "method" in row:
+        if row.get("method"):
             found["data-group"] = methods.about(row["method"])["group"]
         rows.append(found)
     return rows
