@@ -200,7 +200,7 @@ def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
         rows.append(of | {"Setting": test.setting, "Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
         # a contrast that the study has no longer is of no methods; the evidence says that it has no result
         declared = [study.contrasts[contrast] for contrast in asked.contrasts or () if contrast in study.contrasts]
-        compared.append(next(filter(None, (*declared, asked.paired, asked.trend, asked.cost)), None))
+        compared.append(next((form for form in (*declared, asked.paired, asked.trend, asked.cost) if form), None))
     facts = pd.DataFrame(methods_of(compared, study))
     return sortable(pd.DataFrame(rows), facts, ("Says", "Setting", "Evidence")) if rows else None
 
