@@ -128,6 +128,11 @@ def places(value: Any, here: tuple = ()) -> Iterator[tuple]:
         yield from places(part, (*here, key))
 
 
+def odd() -> st.SearchStrategy[Any]:
+    """A copy, for an edit after it changes the lists and dictionaries among them."""
+    return st.sampled_from(ODD).map(copy.deepcopy)
+
+
 @st.composite
 def edited(draw: st.DrawFn, base: Any) -> Any:
     """A value of JSON or YAML of which parts are exchanged, left out, doubled, or put somewhere else."""
@@ -140,7 +145,7 @@ def edited(draw: st.DrawFn, base: Any) -> Any:
             parent = parent[key]
         action = draw(st.sampled_from(["odd", "drop", "add", "nest", "move"]))
         if action == "odd" or (action == "drop" and not above):
-            parent[last] = copy.deepcopy(draw(st.sampled_from(ODD)))
+            parent[last] = draw(odd())
         elif action == "drop":
             del parent[last]
         elif action == "nest":
@@ -151,9 +156,9 @@ def edited(draw: st.DrawFn, base: Any) -> Any:
                 other = other[key]
             parent[last] = copy.deepcopy(other)
         elif isinstance(parent[last], dict):
-            parent[last][draw(st.sampled_from(["new", "", "\n", "x.y"]))] = draw(st.sampled_from(ODD))
+            parent[last][draw(st.sampled_from(["new", "", "\n", "x.y"]))] = draw(odd())
         elif isinstance(parent[last], list):
-            parent[last].append(draw(st.sampled_from(ODD)))
+            parent[last].append(draw(odd()))
     return content[""]
 
 

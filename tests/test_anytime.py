@@ -129,11 +129,29 @@ def test_an_image_that_leaves_early_runs_what_it_needs_and_no_more(form):
     for k in range(network.exit_count):
         thresholds = [math.inf] * k + [0.0] * (network.exit_count - 1 - k)
         with counted_flops(network) as flops:
-            place, logits = anytime.leave_early(network, image, thresholds)
-        assert place == k
+            places, logits = anytime.leave_early(network, image, thresholds)
+        assert places.tolist() == [k]
         torch.testing.assert_close(logits, wanted[k])
         assert flops.total == 2 * macs[k]
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("form", [SLIM, TIMM, VIT], ids=lambda form: form["name"])
+@torch.no_grad()
+def test_images_of_a_batch_leave_one_by_one(form):
+    """Each where it would leave alone, with its own logits, and with the operations of those that are left."""
+    network = build(form, seed=0).eval()
+    images = torch.randn(12, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    logits, macs = torch.stack(network(images).logits), anytime.leaving_macs(network)
+    sure = anytime.confidence(logits)
+    thresholds = [sure[k].quantile(0.7).item() for k in range(network.exit_count - 1)]
+    wanted = anytime.exits_taken(sure, thresholds)
+    with counted_flops(network) as flops:
+        taken, found = anytime.leave_early(network, images, thresholds)
+    assert taken.tolist() == wanted.tolist()
+    assert len(set(taken.tolist())) > 2
+    torch.testing.assert_close(found, logits[wanted, torch.arange(12)])
+    assert flops.total == 2 * sum(macs[k] for k in taken)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Probes of networks: flatness, gradients, separability, other classes, corrupted images; against literal forms."""
+"""Probes of networks: flatness, gradients, separability, other classes, corrupted images, timed early exit; against
+literal forms."""
 
 import io
 import json
@@ -19,15 +20,18 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from selfdistill import analyses, methods
-from selfdistill.analyses import corruptions, flatness, gradients, ood, separability
+from selfdistill.analyses import corruptions, early_latency, flatness, gradients, ood, separability
 from selfdistill.data.prepared import open_splits
 from selfdistill.data.prepared.packed import centre_cropped, write_packed
 from selfdistill.errors import UserError
+from selfdistill.evaluation import anytime
 from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.probed import Probed, chosen
 from selfdistill.evaluation.replay import kept_weights, losses, run_at
 from selfdistill.models.sections import seeded
 from selfdistill.models.trained import build, load_network
+from selfdistill.stages.host import hardware
+from selfdistill.stages.measure import carried_out
 from selfdistill.stages.train import write_run
 from selfdistill.training import engine
 from selfdistill.training.noise import noisy_labels
@@ -452,3 +456,48 @@ def test_corruptions_have_the_rows_of_robustness(run):
     about = {name: analyses.about(name) for name in ("robustness", "corruptions")}
     assert about["robustness"]["keys"] == about["corruptions"]["keys"]
     assert list(about["robustness"]["numbers"]) == list(about["corruptions"]["numbers"])
+
+
+# ---- timed early exit ----
+
+
+def test_early_exit_is_timed_with_thresholds_of_the_validation_images(run, prepared):
+    rows = carried_out("early_latency", run, {"images": 64, "repeats": 2})
+    assert not list(early_latency.contradictions(run.run, rows))
+    assert {row["host"] for row in rows} == {hardware("cpu")}
+    assert all(0 < row["milliseconds"] < 1000 for row in rows)
+    with torch.no_grad():
+        shown = [
+            torch.stack(run.network(DATASET.normalise(images)).logits)
+            for images in (run.splits().validation[0], run.test(1000).images)
+        ]
+    known, sure = (anytime.confidence(logits) for logits in shown)
+    chosen_by = shown[0].argmax(dim=2) == run.splits().validation[1]
+    right = shown[1].argmax(dim=2) == run.test(1000).labels
+    macs = anytime.leaving_macs(run.network)
+    wanted = {
+        f"{level} %": anytime.budget_threshold(known, macs, macs[0] + level / 100 * (macs[-1] - macs[0]))
+        for level in (10, 25, 50, 75)
+    } | {"no loss": anytime.lossless_threshold(known, chosen_by)}
+    for row in rows:
+        if row["rule"] == "a fixed exit":
+            accuracy = right[int(row["at"][0]) - 1]
+        else:
+            assert row["threshold"] == wanted[row["at"]]
+            taken = anytime.exits_taken(sure, [row["threshold"]] * 3)
+            accuracy = right[taken, torch.arange(40)]
+        assert row["accuracy"] == pytest.approx(accuracy.double().mean().item())
+
+
+def test_each_rule_is_timed_on_the_same_images_one_by_one_and_in_batches(run):
+    passes = []
+    hook = run.network.backbone.stem.register_forward_hook(
+        lambda _, images, __: passes.append((len(images[0]), torch.get_num_threads()))
+    )
+    try:
+        rows = carried_out("early_latency", run, {"images": 64, "repeats": 2})
+    finally:
+        hook.remove()
+    shown = passes[-3 * 9 * (40 + 1) :]  # before them: the logits that accuracy and thresholds come from
+    assert len(rows) == 2 * 9
+    assert shown == 3 * (9 * 40 * [(1, 1)] + 9 * [(40, 1)])

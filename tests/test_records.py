@@ -365,12 +365,16 @@ def test_a_pack_of_before_there_were_analyses_is_read_as_one_of_today(study):
         ("measures.accuracy.rows.last.0.accuracy", ...),
         ("measures.exits.rows.last.0.exit", "5/4"),
         ("measures", ...),
+        ("history.\n", None),
     ],
 )
 def test_a_record_that_lacks_what_tables_need_is_refused_in_a_line(study, key, value):
     put(study, changed(entry(study, "byot", 0), f"record.{key}", value))
-    with pytest.raises(OutsideError, match=r"byot/0.json: not what was written there \(measures"):
+    with pytest.raises(
+        OutsideError, match=rf"byot/0.json: not what was written there \({key.split('.')[0]}"
+    ) as refused:
         read_records(study)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_number_that_an_analysis_could_not_give_leaves_an_empty_cell(study):

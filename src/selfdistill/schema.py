@@ -274,7 +274,7 @@ def key_path(loc: tuple) -> str:
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
+    return printable(path)  # a key may hold a line break
 
 
 def shown(value: Any) -> str:

@@ -137,35 +137,47 @@ def leaving_macs(network: SectionedNetwork) -> list[int]:
 
 
 class Left(Exception):
-    """An image has left: what lies behind its exit does not run."""
+    """All images have left: what lies behind their exit does not run."""
 
 
 @torch.no_grad()
-def leave_early(network: SectionedNetwork, image: Tensor, thresholds: Sequence[float]) -> tuple[int, Tensor]:
-    """The exit that one image leaves at, from 0, and its logits, 1 x K; the sections behind do not run.
+def leave_early(network: SectionedNetwork, images: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The exit that each image leaves at, from 0, int64 N, and its logits there, N x K.  A section runs with the images
+    that have not left before it.
 
-    image: 1 x C x H x W floats; thresholds: as of `exits_taken`; the network is in evaluation mode.
+    images: N x C x H x W floats; thresholds: as of `exits_taken`; the network is in evaluation mode.
     """
-    answer: list[tuple[int, Tensor]] = []
     exits: list[Any] = list(network.exits)
+    there = torch.arange(len(images), device=images.device)
+    found: list[tuple[int, Tensor, Tensor]] = []  # an exit, which images leave there, and their logits
 
-    def look(k: int, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: object, output: Tensor) -> None:
+    def look(k: int, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        nonlocal there
         logits = exits[k].classifier(exits[k].bottleneck(as_map(output)).mean(dim=(2, 3)))
-        if confidence(logits[None])[0, 0] >= thresholds[k]:
-            answer.append((k, logits))
+        sure = confidence(logits[None])[0] >= thresholds[k]
+        if not sure.any():
+            return output
+        found.append((k, there[sure], logits[sure]))
+        there = there[~sure]
+        if not len(there):
             raise Left
+        return output[~sure]
 
     hooks = [
         module.register_forward_hook(partial(look, k, as_map))
         for k, (module, as_map) in enumerate(sections_of(network)[: len(exits)])
     ]
     try:
-        return network.exit_count - 1, network.deepest()(image)
+        logits = network.deepest()(images)
+        found.append((network.exit_count - 1, there, logits))
     except Left:
-        return answer[0]
+        pass
     finally:
         for hook in hooks:
             hook.remove()
+    order = torch.cat([images for _, images, _ in found]).argsort()
+    taken = torch.cat([torch.full_like(images, k) for k, images, _ in found])
+    return taken[order], torch.cat([logits for _, _, logits in found])[order]
 
 
 def sections_of(network: SectionedNetwork) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:

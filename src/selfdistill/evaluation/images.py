@@ -98,9 +98,9 @@ def answers(
     """The exit that each image leaves at, from 0, and its logits there, N x K; images: uint8 N x C x H x W."""
     if not leaving.thresholds:
         return [leaving.number - 1] * len(images), predict(network, dataset, images)[leaving.number - 1]
-    # one by one, so that an image runs through the sections that it needs and no others
+    # one by one: the answer to an image does not depend on those beside it, not even in its last bit
     found = [leave_early(network, one, leaving.thresholds) for one in dataset.normalise(images).split(1)]
-    return [place for place, _ in found], torch.cat([logits for _, logits in found])
+    return [int(place) for place, _ in found], torch.cat([logits for _, logits in found])
 
 
 def leaving_of(
