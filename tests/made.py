@@ -65,7 +65,17 @@ def variant(name: str):
     return methods.load(method)(**hyper)
 
 
-def train(name: str, seed: int = 0, *, method=None, checkpoints=None, interruption=None, world=engine.ALONE, **changes):
+def train(
+    name: str,
+    seed: int = 0,
+    *,
+    method=None,
+    checkpoints=None,
+    interruption=None,
+    progress=None,
+    world=engine.ALONE,
+    **changes,
+):
     """A short training of a method on the made images; changes: to the recipe."""
     method = method or variant(name)
     recipe = RECIPE.model_copy(update=changes)
@@ -83,6 +93,7 @@ def train(name: str, seed: int = 0, *, method=None, checkpoints=None, interrupti
         teacher=teacher,
         checkpoints=checkpoints,
         interruption=interruption,
+        progress=progress,
         world=world,
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, top_k_accuracy_score
 
 from selfdistill import analyses
 from selfdistill.evaluation.calibration import (
@@ -281,3 +281,113 @@ def test_selective_and_accuracy_have_a_row_an_exit():
     assert rows["4/4"]["top5"] == top_k(given.logits[1], given.labels)
     assert rows["ensemble"]["brier"] == pytest.approx(brier(given.logits.double().mean(0), given.labels))
     assert [row["top5"] for row in analyses.function("accuracy")(inputs(classes=5))] == [None] * 3
+
+
+# ---- analyses of stored predictions at the ends of what can happen, against forms that are written out ----
+
+STEPS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -2.0]])
+TOLD = torch.arange(12) % 6
+ENDS = {
+    "one image, right": (STEPS, torch.tensor([0])),
+    "one image, wrong": (STEPS, torch.tensor([3])),
+    "one image, two classes": (STEPS[:, :2], torch.tensor([1])),
+    "one class is shown": (made(12, 6)[0], torch.full((12,), 2)),
+    "a class is not shown": (made(12, 6)[0], made(12, 6)[1] % 5),
+    "all right": (8 * torch.eye(6)[TOLD], TOLD),
+    "all wrong": (8 * torch.eye(6)[TOLD], (TOLD + 1) % 6),
+    "equal confidence": (3 * torch.eye(6)[TOLD], TOLD.sort().values),
+    "probabilities of 0 and 1": (1e3 * torch.eye(6)[TOLD], TOLD.sort().values),
+    "constant": (torch.full((12, 6), -7.5), TOLD),
+    # 1/3 = 5/15: too often right in one bin, and always wrong in the next
+    "at the edge of a bin": (torch.cat([torch.zeros(6, 3), 0.1 * torch.eye(3)]), torch.tensor([0] * 5 + [1, 1, 2, 0])),
+    "two classes": made(12, 2),
+    "two equal classes": (torch.ones(9, 2), torch.arange(9) % 2),
+    "five classes": made(12, 5),
+    "huge": (1e4 * made(12, 6)[0].sign(), made(12, 6)[1]),
+}
+
+
+def mean(values) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
+
+
+def first_of_largest(row: list[float]) -> int:
+    return row.index(max(row))
+
+
+def log_probabilities(row: list[float]) -> list[float]:
+    return [z - max(row) - math.log(math.fsum(math.exp(other - max(row)) for other in row)) for z in row]
+
+
+def scored(rows: list[list[float]], labels: list[int]) -> dict[str, float | None]:
+    """The numbers of log-probabilities, images x classes, in Python's own floats."""
+    shown = list(zip(rows, labels, strict=True))
+    right = [float(first_of_largest(row) == y) for row, y in shown]
+    sure = [math.exp(max(row)) for row in rows]
+    which = [next(b for b in range(15) if c <= (b + 1) / 15 + 1e-15) for c in sure]
+    gaps = [[r - c for r, c, w in zip(right, sure, which, strict=True) if w == b] for b in range(15)]
+    ranks = [sorted(range(len(row)), key=lambda j: (-row[j], j)).index(y) for row, y in shown]
+    return {
+        "accuracy": mean(right),
+        "nll": mean(-row[y] for row, y in shown),
+        "ece": math.fsum(abs(math.fsum(gap)) for gap in gaps) / len(rows),
+        "top5": mean(rank < 5 for rank in ranks) if len(rows[0]) > 5 else None,
+        "brier": mean(math.fsum((math.exp(z) - (j == y)) ** 2 for j, z in enumerate(row)) for row, y in shown),
+    }
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_every_analysis_of_predictions_is_its_literal_form_at_the_ends(case):
+    logits, shown = ENDS[case]
+    other = logits.roll(1, dims=1) if logits.shape[1] > 2 else -logits
+    labels, classes, near = shown.tolist(), range(logits.shape[1]), {"abs": 1e-9}
+    run = {"seed": 0, "sections": 2, "cost": {"inference_macs": [10, 20], "ensemble_macs": 30}}
+    run["dataset"] = {"classes": list(classes)}
+    exits = torch.stack([other, logits])
+    # the network of the other seed, and the teacher, are this one with its exits exchanged
+    given = Predictions(run, exits, Classes(shown), (exits, shown), {}, {1: exits.flip(0)}, exits.flip(0))
+    deepest, shallow, both = (
+        list(map(log_probabilities, part.double().tolist())) for part in (logits, other, (logits.double() + other) / 2)
+    )
+    together = [
+        [max(a, b) + math.log((math.exp(-abs(a - b)) + 1) / 2) for a, b in zip(one, two, strict=True)]
+        for one, two in zip(deepest, shallow, strict=True)
+    ]
+    accuracy = {row.pop("exit"): row for row in analyses.function("accuracy")(given)}
+    for name, rows in (("1/2", shallow), ("2/2", deepest), ("ensemble", both)):
+        assert accuracy[name] == pytest.approx(scored(rows, labels), **near)
+        scaled = [row for row in analyses.function("calibration")(given, bins=15) if row["exit"] == name]
+        assert {key: scaled[0][key] for key in ("nll", "ece", "brier")} == pytest.approx(
+            {key: accuracy[name][key] for key in ("nll", "ece", "brier")}, **near
+        )
+
+    ensembles = {row["of"]: row for row in analyses.function("ensembles")(given)}
+    wanted, single, before = scored(together, labels), scored(deepest, labels), scored(shallow, labels)
+    for name, alone in (
+        ("exits, mean of probabilities", single["accuracy"]),
+        ("seeds, mean of probabilities", (single["accuracy"] + before["accuracy"]) / 2),
+    ):
+        found = {key: ensembles[name][key] for key in ("nll", "brier", "accuracy", "gain")}
+        gain = 100 * (wanted["accuracy"] - alone)
+        assert found == pytest.approx(
+            {key: wanted[key] for key in ("nll", "brier", "accuracy")} | {"gain": gain}, **near
+        )
+
+    told, others = (list(map(first_of_largest, rows)) for rows in (deepest, shallow))
+    same = mean(a == b for a, b in zip(told, others, strict=True))
+    assert {row["with"]: row["agreement"] for row in analyses.function("agreement")(given)} == pytest.approx(
+        dict.fromkeys(("1/2", "teacher", "another seed"), same)
+    )
+
+    whole, *each = analyses.function("per_class")(given)
+    right = {c: [t == y for t, y in zip(told, labels, strict=True) if y == c] for c in classes}
+    assert {row["class"]: row["images"] for row in each} == {c: len(found) for c, found in right.items()}
+    shares = {c: mean(found) if found else None for c, found in right.items()}
+    assert {row["class"]: row["accuracy"] for row in each} == pytest.approx(shares)
+    there = [share for share in shares.values() if share is not None]
+    assert [whole[key] for key in ("worst", "mean", "best", "spread")] == pytest.approx(
+        [min(there), mean(there), max(there), 100 * np.std(there)]
+    )
+    if whole["mean"] and len(set(labels)) > 1:
+        assert whole["mean"] == pytest.approx(balanced_accuracy_score(labels, told))

@@ -18,6 +18,7 @@ from test_folder import UNUSABLE, mixed
 from test_pipeline import trained
 
 from selfdistill import __version__
+from selfdistill.summary import AT_ERROR, AT_LEVEL, LEVEL
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,6 +177,49 @@ def test_commands_and_files_that_are_named_exist(name, tiny_study):
     help_text = tiny_study.run("selfdistill", "--help").stdout
     for command in re.findall(r"(?:^ +|`|&& )selfdistill ([a-z]+)", text, re.M):
         assert command in help_text
+
+
+def test_the_files_that_a_change_is_made_in_exist():
+    _, _, rest = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where a change is made\n")
+    section = rest.partition("\n## ")[0]
+    assert len(re.findall(r"^\| ", section, re.M)) == 2 + 10
+    named = re.findall(r"`([\w/]+\.\w+)`", section)
+    assert len(named) > 15
+    for name in named:
+        pattern = re.sub("NAME|FAMILY", "*", name)
+        assert list((ROOT / "src/selfdistill").glob(pattern)) or (ROOT / name).is_file(), name
+
+
+def test_the_confidence_level_is_set_in_one_place():
+    """Texts of the package take it from there, and guides are held against it."""
+    by_hand = re.compile(r"\d %\s+(?:t-)?interval")
+    for path in (ROOT / "src/selfdistill").rglob("*"):
+        if path.suffix in (".py", ".md", ".html"):
+            assert not by_hand.search(path.read_text()), path
+    guide = (ROOT / "docs/contrasts.md").read_text()
+    assert re.findall(r"false verdict is (\d+ %) \(Holm\)", guide) == [AT_ERROR]
+    assert re.findall(r"against ([\d.]+) / \(m - k \+ 1\)", guide) == [f"{1 - LEVEL:.2g}"]
+    assert set(re.findall(r"plain (\d+ %)\s+interval", guide)) == {AT_LEVEL}
+
+
+# quicker: the test above, of the texts alone
+@pytest.mark.nightly
+def test_every_text_follows_the_confidence_level(project):
+    file = project / "src/selfdistill/summary/__init__.py"
+    file.write_text(file.read_text().replace("LEVEL = 0.95", "LEVEL = 0.9"))
+    project.run("dvc", "repro", "--quiet", "check")
+    assert project.changed() == {"tables", "figures", "page"}
+    project.run("dvc", "repro", "--quiet")
+    shown = (".html", ".md", ".svg", ".tex")
+    texts = {path.name: path.read_text() for path in (project / "results").rglob("*") if path.suffix in shown}
+    for name, words in (
+        ("index.html", "half of its 90 % t-interval"),
+        ("index.html", "false verdict on this page is 10 %"),
+        ("accuracy.svg", "bars 90 % intervals of the mean"),
+    ):
+        assert words in texts[name], (name, words)
+    assert not [name for name, text in texts.items() if re.search(r"95 %|\b5 % error", text)]
+    assert "mean and 90 % interval" in " ".join(project.run("workflow/run", "tables", "--help").stdout.split())
 
 
 def test_the_hooks_run_what_make_lint_runs():

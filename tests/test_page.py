@@ -18,7 +18,8 @@ from selfdistill.config import read_study
 from selfdistill.reporting.figures import draw_figures
 from selfdistill.reporting.inline import COLOURS, inline_svg, run_id
 from selfdistill.reporting.overview import overview_of, write_overview
-from selfdistill.reporting.page import FOLDER, bold, rendered, sortable, write_page
+from selfdistill.reporting.page import FOLDER, bold, claims_table, rendered, sortable, write_page
+from selfdistill.reporting.records import read_records
 from selfdistill.reporting.tables import write_tables
 from selfdistill.studies import folders
 from selfdistill.summary import STYLE
@@ -354,6 +355,16 @@ def test_a_thousand_runs_make_a_small_page_quickly(tiny_study, tmp_path, monkeyp
     page = (tmp_path / "results/index.html").read_text()
     assert page.count('<tr id="run-') == 1002
     assert len(page.encode()) < 3e6
+
+
+def test_a_contrast_that_a_claim_asks_for_may_be_gone_from_the_study(tiny_study, monkeypatch):
+    monkeypatch.chdir(tiny_study.folder)
+    study = read_study()
+    records = read_records(study)
+    whole = claims_table(study, records, "claims.md")
+    rest = claims_table(study.model_copy(update={"contrasts": {}}), records, "claims.md")
+    assert whole["body"].count("<tr") == rest["body"].count("<tr") > whole["body"].count('data-method=""') == 0
+    assert rest["body"].count('data-method=""') > 0
 
 
 def test_what_a_table_says_is_escaped():

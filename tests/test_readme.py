@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from selfdistill import methods
 from selfdistill.config import read_study
-from selfdistill.summary.statistics import LEVEL
+from selfdistill.summary import LEVEL
 
 TEXT = (ROOT / "README.md").read_text()
 # commands, code, addresses, papers, names of data sets

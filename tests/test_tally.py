@@ -6,13 +6,15 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from conftest import ROOT, Project
+from made import train
 
 from selfdistill import methods
 from selfdistill.config import read_study
-from selfdistill.stages import tally
+from selfdistill.stages import loggers, tally
 from selfdistill.stages.finished import locked_outputs
 from selfdistill.stages.tally import Training, in_words, seconds_left
 
@@ -28,6 +30,25 @@ def test_each_training_tells_and_a_repetition_is_silent(project):
     again = project.run("dvc", "repro", "--force", "--single-item", "distill@resnet10-slim-drkd-0-1")
     assert "not trained again" in again.stdout
     assert not LINE.search(again.stderr)
+
+
+def test_every_logger_is_told_of_every_epoch_and_that_it_is_over(monkeypatch):
+    class Note(loggers.Logger):
+        told: ClassVar[list] = []
+
+        def epoch_over(self, row, epochs):
+            self.told.append((self.run, row["epoch"], epochs))
+
+        def close(self):
+            self.told.append("over")
+
+    monkeypatch.setattr(loggers, "LOGGERS", [*loggers.LOGGERS, Note])
+    with loggers.loggers("net/plain/0", rank=0) as progress:
+        history = train("plain", progress=progress).history
+    assert Note.told == [*(("net/plain/0", row["epoch"], 3) for row in history), "over"]
+    with loggers.loggers("net/plain/0", rank=1) as progress:
+        train("plain", progress=progress)
+    assert len(Note.told) == 4, "the first process alone is told"
 
 
 def test_under_snakemake_the_line_leaves_the_log(project):

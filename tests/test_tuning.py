@@ -13,7 +13,7 @@ from conftest import ROOT, Project
 
 from selfdistill import methods
 from selfdistill.cli.cells import read_cell
-from selfdistill.config import read_study
+from selfdistill.config import Recipe, read_study
 from selfdistill.errors import UserError
 from selfdistill.reporting.tuning import best_table, expected_best, winners_table
 from selfdistill.schema import ConfigError
@@ -65,6 +65,13 @@ def test_every_value_is_one_that_the_method_takes_and_lies_in_its_space(method):
                 product = product / (product + 0.5)  # of a term that is 2 at weight 1, beside others that are 1
             slack = 10 ** (1 - DIGITS)
             assert space["low"] * (1 - slack) <= product <= space["high"] * (1 + slack), (key, trial)
+
+
+@pytest.mark.parametrize("optimiser", COMMON)
+def test_a_recipe_takes_both_ends_of_what_is_searched_of_it(optimiser):
+    recipe = {**read_study(ROOT / "params.yaml").recipe.model_dump(), "optimiser": optimiser, "nesterov": False}
+    for end in ("low", "high"):
+        Recipe.model_validate(recipe | {key: space[end] for key, space in COMMON[optimiser].items()})
 
 
 def test_no_method_has_more_than_three_dimensions_of_its_own():

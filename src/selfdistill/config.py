@@ -29,7 +29,7 @@ from selfdistill.schema import (
     shown,
     validate,
 )
-from selfdistill.search import TUNED, untuned
+from selfdistill.search import COMMON, TUNED, untuned
 
 # a network, also one of timm's: whether it exists is seen when it is built, because timm takes seconds to load
 NetworkName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^(timm:)?[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -53,6 +53,16 @@ def block(value: Any) -> int | str:
 Block = Annotated[int | str, PlainValidator(block)]
 
 
+def optimiser(value: Any) -> str:
+    """One that has a space to be searched in."""
+    if isinstance(value, str) and value in COMMON:
+        return value
+    raise ValueError(" or ".join(map(repr, COMMON)))
+
+
+Optimiser = Annotated[str, PlainValidator(optimiser)]
+
+
 class Recipe(Strict):
     """How every method of a study trains.
 
@@ -69,7 +79,7 @@ class Recipe(Strict):
     momentum: float = Field(ge=0, lt=1, allow_inf_nan=False)
     nesterov: bool
     weight_decay: float = Field(ge=0, le=1, allow_inf_nan=False)
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    optimiser: Optimiser = "sgd"
     beta1: float = Field(default=0.9, ge=0, lt=1, allow_inf_nan=False)
     beta2: float = Field(default=0.999, ge=0, lt=1, allow_inf_nan=False)
     decay_exempt: bool = False
@@ -693,8 +703,9 @@ def recipe_faults(content: dict) -> Iterator[str]:
         yield f"recipe.keep_epochs: {shown(kept)} is not allowed; allowed: rising epochs"
     if whole and kept and type(recipe.get("epochs")) is int and kept[-1] > recipe["epochs"]:
         yield f"recipe.keep_epochs: {kept[-1]} is not allowed; allowed: 1 to recipe.epochs ({recipe['epochs']})"
-    if recipe.get("optimiser") == "adamw" and recipe.get("nesterov") is True:
-        yield "recipe.nesterov: true has no effect with optimiser adamw; allowed: false"
+    chosen = recipe.get("optimiser", "sgd")
+    if chosen != "sgd" and chosen in list(COMMON) and recipe.get("nesterov") is True:
+        yield f"recipe.nesterov: true has no effect with optimiser {chosen}; allowed: false"
     if recipe.get("nesterov") is True and recipe.get("momentum") in (0, 0.0):
         yield "recipe.nesterov: true is not allowed without momentum; allowed: false, or a momentum above 0"
     yield from computing_faults(recipe)

@@ -12,8 +12,9 @@ import pandas as pd
 from selfdistill import analyses
 from selfdistill.claims.declared import Claims, Paired, Trend, Values, asked_of
 from selfdistill.errors import UserError
+from selfdistill.summary import LEVEL
 from selfdistill.summary.grouping import rows_of
-from selfdistill.summary.statistics import LEVEL, TOO_FEW, family, holm, page_trend, paired_effect
+from selfdistill.summary.statistics import TOO_FEW, family, holm, page_trend, paired_effect
 from selfdistill.summary.table import key_columns, scaled
 
 Of = dict[str, dict[int, dict]]  # records of a network by variant and seed

@@ -27,6 +27,7 @@ from selfdistill.reporting.entries import Host
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.records import told
 from selfdistill.schema import CATALOGUE, read_yaml
+from selfdistill.summary import AT_LEVEL
 from selfdistill.summary.statistics import mean_ratio
 from selfdistill.summary.text import exit_words, small
 
@@ -290,7 +291,7 @@ def of_cost(form: Cost, found: Found) -> Parts:
 
 def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
     """How many seeds ran both on equal hardware, and, of more than one, the ratio of seconds in words: its geometric
-    mean and 95 % t-interval."""
+    mean and t-interval."""
     pairs = []
     for (m, variant, seed), host in found.hosts.items():
         other = found.hosts.get((model, form.against, seed))
@@ -301,7 +302,7 @@ def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
     if len(pairs) < 2:
         return len(pairs), ""
     ratio, low, high = mean_ratio(pairs)
-    words = f"{ratio:.2f} ({low:.2f} to {high:.2f}, 95 %) times the seconds, as the runs happened to be made"
+    words = f"{ratio:.2f} ({low:.2f} to {high:.2f}, {AT_LEVEL}) times the seconds, as the runs happened to be made"
     return len(pairs), words
 
 

@@ -6,9 +6,10 @@ import pandas as pd
 
 from selfdistill.claims.declared import Claims, published
 from selfdistill.claims.ledger import OUTCOMES, OWN_SETTING, UNTESTED, Entry
+from selfdistill.summary import AT_ERROR
 from selfdistill.summary.text import markdown
 
-HEAD = """# What the papers claim, and what is found here
+HEAD = f"""# What the papers claim, and what is found here
 
 Written by `selfdistill claims --write` from [`claims.yaml`](../src/selfdistill/claims/claims.yaml) and the committed
 results of the studies; do not edit. A claim is
@@ -23,7 +24,8 @@ results of the studies; do not edit. A claim is
 - **ill-posed** where no result could confirm or contradict it, with the reason;
 - **not tested here** where no study that tests it has results, or none does.
 
-A study's declared contrasts share an error of 5 %, any other test has 5 % by itself: several tests of one claim have
+A study's declared contrasts share an error of {AT_ERROR}, \
+any other test has {AT_ERROR} by itself: several tests of one claim have
 more. None of the papers could be read in full; *seen* says where a claim was read, and *recalled* ones are known by
 their subject alone. Figures of the papers stand in the last table, as the secondary sources beneath it quote them.
 """

@@ -5,6 +5,7 @@ from functools import partial
 
 from selfdistill.cli.common import STUDY, Commands, add_command, numerics, read_study
 from selfdistill.errors import UserError
+from selfdistill.summary import AT_LEVEL
 
 
 def add(commands: Commands) -> None:
@@ -14,7 +15,8 @@ def add(commands: Commands) -> None:
         tables,
         "stage: summarise the records",
         "Write results/tables (CSV, Markdown, LaTeX) and results/metrics.json from the records of the study's "
-        "cells: mean and 95 % interval over seeds, contrasts and their verdicts, difference to the control, cost.",
+        f"cells: mean and {AT_LEVEL} interval over seeds, contrasts and their verdicts, difference to the control, "
+        "cost.",
     )
     command(
         "figures",

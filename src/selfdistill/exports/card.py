@@ -15,8 +15,8 @@ from selfdistill.evaluation.stored import predictions_file, predictions_of
 from selfdistill.exports.network import REMEDY, ExportError, Opened
 from selfdistill.outside import OutsideError, regular_bytes, untrusted
 from selfdistill.search import untuned
+from selfdistill.summary import AT_LEVEL, LEVEL
 
-LEVEL = 0.95
 CLASSES = 20  # that a card names; the others stand in config.json, or in the metadata
 CATALOGUE = 2**24  # bytes, at most
 CARD = """# {model}, {method}, {data}
@@ -194,7 +194,8 @@ def reached(opened: Opened, source: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]], exit: int | None) -> str:
     lines = [
-        "| exit | test accuracy (%) | 95 % interval | negative log-likelihood | calibration error (%) | M MACs |",
+        f"| exit | test accuracy (%) | {AT_LEVEL} interval | negative log-likelihood | calibration error (%) "
+        "| M MACs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows[:exit]:

@@ -15,9 +15,9 @@ import pandas as pd
 from selfdistill.config import Contrast, Study
 from selfdistill.errors import UserError
 from selfdistill.reporting import per_image
+from selfdistill.summary import LEVEL
 from selfdistill.summary.grouping import at_exits
 from selfdistill.summary.statistics import (
-    LEVEL,
     Effect,
     family,
     mean_interval,
@@ -87,7 +87,7 @@ def exit_at(record: dict, exit: int | str) -> int:
 def contrast_table(study: Study, records: list[dict], right: Right) -> pd.DataFrame:
     """One row a declared contrast and network: the difference in points, the interval at the level that the verdict
     used, p and p adjusted over the whole family, margin, the difference that the study finds with 80 % power, each
-    component's standard deviation, the plain 95 % t-interval over seeds, and the verdict with its reason.
+    component's standard deviation, the plain t-interval over seeds, and the verdict with its reason.
 
     Raises UserError for an exit that the network does not have.
     """

@@ -17,7 +17,7 @@ from selfdistill import analyses
 from selfdistill.reporting.files import read_table, write_whole
 from selfdistill.reporting.inline import run_id
 from selfdistill.search import TUNED
-from selfdistill.summary import METADATA, STYLE
+from selfdistill.summary import AT_LEVEL, METADATA, STYLE
 from selfdistill.summary.figure import CONTROL, Look, Style, draw_default, figure_names, looks_of, row_each
 from selfdistill.summary.grouping import headline_in
 from selfdistill.summary.text import exit_words, headline_number
@@ -134,7 +134,7 @@ def draw_contrasts(ax: Axes, tables: Tables, style: Style) -> None:
 
 def draw_differences(ax: Axes, tables: Tables, style: Style) -> None:
     """A row a variant, sorted by its difference to the control: every seed's difference as a dot, the mean with its
-    95 % interval."""
+    interval."""
     headline = style.headline
     table = headline[~headline.control].dropna(subset="difference")
     table = table.sort_values("difference", ascending=False, kind="stable").reset_index(drop=True)
@@ -155,7 +155,7 @@ def draw_differences(ax: Axes, tables: Tables, style: Style) -> None:
     ax.set_xlim(*limits)
     ax.grid(axis="y", visible=False)
     name = headline[headline.control].title.iloc[0] if len(control) else "the control, which has not run"
-    ax.set_xlabel("difference in points: dots are seeds, bars exploratory 95 % intervals")
+    ax.set_xlabel(f"difference in points: dots are seeds, bars exploratory {AT_LEVEL} intervals")
     ax.set_title(f"Test {style.words} against {name}")
 
 
@@ -211,14 +211,14 @@ def draw_difference(
 
 
 def draw_headline(ax: Axes, tables: Tables, style: Style) -> None:
-    """A row a method: every seed as a dot, the mean with its 95 % interval, the control as a line."""
+    """A row a method: every seed as a dot, the mean with its interval, the control as a line."""
     table = style.headline.reset_index(drop=True)
     for y, row in table.iterrows():
         seeds = tables["runs"][tables["runs"].variant == row.variant]
         runs = [run_id(row.model, row.variant, seed) for seed in seeds.seed]
         draw_runs(ax, seeds[f"test_{style.key}"].to_numpy(), y, style.looks[row.variant], runs)
     style.rows(ax, table, list(table.title), style.key)
-    ax.set_xlabel(f"test {style.words} (%): dots are seeds, bars 95 % intervals of the mean")
+    ax.set_xlabel(f"test {style.words} (%): dots are seeds, bars {AT_LEVEL} intervals of the mean")
     ax.set_title(f"Test {style.words} by method")
 
 

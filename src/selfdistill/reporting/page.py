@@ -24,6 +24,7 @@ from selfdistill.reporting.files import read_table
 from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.search import TUNED, untuned
+from selfdistill.summary import AT_ERROR, AT_LEVEL
 from selfdistill.summary.figure import figure_names
 from selfdistill.summary.grouping import by_variant, headline_in, headline_of, headline_row
 from selfdistill.summary.statistics import FEWEST, mean_ratio
@@ -40,7 +41,7 @@ FIGURES = {
     "contrasts": "The declared contrasts: difference in points with the interval that the verdict used; shaded is the "
     "margin within which two variants count as equivalent.",
     "differences": "Every method against the control, paired by seed and test image: exploratory, without a verdict. "
-    "Dots are seeds, bars 95 % intervals; what lies far out is cut off, with an arrow and its value.",
+    f"Dots are seeds, bars {AT_LEVEL} intervals; what lies far out is cut off, with an arrow and its value.",
     "differences_tuned": "The same after an equal search for each method, the control included: every dot is a winner "
     "of its own search, with the training and validation images of its seed.",
     "tuning": "The validation accuracy that the best of so many trials is expected to have, mean over searches: a line "
@@ -140,6 +141,7 @@ def rendered(template: str, **values: Any) -> str:
     )
     for name, file in (("css", "page.css"), ("script", "page.js")):
         environment.globals[name] = (FOLDER / file).read_text(encoding="utf-8")
+    environment.globals |= {"level": AT_LEVEL, "error": AT_ERROR}
     return environment.get_template(template).render(**values)
 
 
@@ -196,20 +198,22 @@ def claims_table(study: Study, records: list[dict], ledger: str) -> dict | None:
         test = judged(name, place, asked, claims.papers[claim.paper], found)
         of = {"Claim": Link(name, f"{ledger}#{name}"), "Says": claim.claim, "Here": test.outcome}
         rows.append(of | {"Setting": test.setting, "Evidence": "; ".join(test.evidence), "Seeds": test.seeds})
-        declared = [study.contrasts[contrast] for contrast in asked.contrasts or ()]
-        compared.append(next(form for form in (*declared, asked.paired, asked.trend, asked.cost) if form))
+        # a contrast that the study has no longer is of no methods; the evidence says that it has no result
+        declared = [study.contrasts[contrast] for contrast in asked.contrasts or () if contrast in study.contrasts]
+        compared.append(next((form for form in (*declared, asked.paired, asked.trend, asked.cost) if form), None))
     facts = pd.DataFrame(methods_of(compared, study))
     return sortable(pd.DataFrame(rows), facts, ("Says", "Setting", "Evidence")) if rows else None
 
 
-def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost], study: Study) -> dict[str, list[str]]:
-    """Of rows that each compare two variants, or are of one, what a filter reads: the group is that of the first."""
+def methods_of(compared: Iterable[Contrast | Paired | Trend | Cost | None], study: Study) -> dict[str, list[str]]:
+    """Of rows that each compare two variants, or are of one or none, what a filter reads: the group is that of the
+    first."""
     found: dict[str, list[str]] = {}
     for form in compared:
-        for start, name in {"": form.of, "against_": getattr(form, "against", form.of)}.items():
-            variant = study.variant(name)
+        for start in ("", "against_"):
+            variant = form and study.variant(getattr(form, "against", form.of) if start else form.of)
             for key in ("title", "name", "method"):
-                found.setdefault(f"{start}{key}", []).append(getattr(variant, key))
+                found.setdefault(f"{start}{key}", []).append(getattr(variant, key, ""))
     return found
 
 
@@ -292,7 +296,7 @@ def headline(contrasts: pd.DataFrame | None, accuracy: pd.DataFrame) -> str:
     judged = contrasts.verdict.isin([*WORDS, "undecided"]).sum()
     if rest := len(contrasts) - judged:
         found.append(f"{rest} of {len(contrasts)} contrasts get no verdict (a verdict needs {FEWEST} seeds)")
-    error = ", 5 % error over all contrasts together (Holm)" if judged else ""
+    error = f", {AT_ERROR} error over all contrasts together (Holm)" if judged else ""
     return f"{missing}{'. '.join(found)}. {seeds.capitalize()} a {each}{error}."
 
 
@@ -363,7 +367,7 @@ def facts_of(frame: pd.DataFrame) -> list[dict[str, str]]:
             found["data-method"] = ", ".join(dict.fromkeys(str(row[key]) for key in NAMES if key in row))
         if "model" in row:
             found["data-network"] = row["model"]
-        if "method" in row:
+        if row.get("method"):
             found["data-group"] = methods.about(row["method"])["group"]
         rows.append(found)
     return rows

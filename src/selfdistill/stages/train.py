@@ -53,7 +53,7 @@ def train_block(
     torchrun the first process writes, the others only compute.
     """
     from selfdistill.config import seeds_of
-    from selfdistill.stages.bar import Bar  # its library, tqdm, may be missing on a machine that only trains
+    from selfdistill.stages.loggers import loggers  # a library, tqdm, may be missing on a machine that only trains
 
     plan = training_plan(study, model, variant)
     folders = {seed: study.run_folder(model, variant, seed) for seed in seeds_of(block)}
@@ -68,8 +68,8 @@ def train_block(
                 finished.sweep(waiting, f"{model}-{variant}-{seed}", cached(study, outputs, model, variant, seed))
         for seed in folders:
             began = time.time()
-            with Bar(shown=world.rank == 0) as bar:
-                trained = train_seed(study, plan, seed, device, world, interruption, outputs, bar)
+            with loggers(f"{model}/{variant}/{seed}", world.rank) as progress:
+                trained = train_seed(study, plan, seed, device, world, interruption, outputs, progress)
             if trained and world.rank == 0:
                 tally.tell(study, model, variant, began, outputs)
 

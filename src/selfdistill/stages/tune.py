@@ -20,8 +20,8 @@ from selfdistill.locks import turn
 from selfdistill.models.trained import load_network
 from selfdistill.search import TUNED, untuned, winner
 from selfdistill.stages import finished, tally
-from selfdistill.stages.bar import Bar
 from selfdistill.stages.interruption import Interruption
+from selfdistill.stages.loggers import loggers
 from selfdistill.stages.plan import tuning_plan
 from selfdistill.stages.train import cached, checkpoint_folder, finished_folder, resources, train_seed, writable
 from selfdistill.stages.trial import run_trial, values_of
@@ -58,9 +58,9 @@ def tune(study: "Study", *, model: str, variant: str, interruption: Interruption
             if world.rank == 0:
                 content = (json.dumps(found, allow_nan=False) + "\n").encode()
                 write_atomically(study.search_file(model, variant, seed), content)
-            with Bar(shown=world.rank == 0) as bar:
+            with loggers(f"{model}/{tuned}/{seed}", world.rank) as progress:
                 final = final_plan(plan, found)
-                trained = train_seed(study, final, seed, device, world, interruption, outputs, bar)
+                trained = train_seed(study, final, seed, device, world, interruption, outputs, progress)
             if trained and world.rank == 0:
                 tally.tell(study, model, tuned, began, outputs)
 
@@ -99,7 +99,7 @@ def search(
         checkpoints = Checkpoints(checkpoint_folder(study, cell, key, device))
 
         def work(trial: int = trial, checkpoints: Checkpoints = checkpoints) -> dict[str, Any]:
-            with Bar(shown=world.rank == 0) as bar:
+            with loggers(f"{model}/{variant}/{seed}/{trial}", world.rank) as progress:
                 return run_trial(
                     study,
                     plan,
@@ -110,7 +110,7 @@ def search(
                     teacher=teacher,
                     checkpoints=checkpoints,
                     interruption=interruption,
-                    progress=bar,
+                    progress=progress,
                     world=world,
                 )
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from selfdistill import analyses, methods
+from selfdistill.summary import AT_LEVEL
 from selfdistill.summary.table import key_columns, prefixed
 from selfdistill.summary.text import title
 
@@ -70,7 +71,7 @@ class Style:
         return row_each(self.variants)
 
     def rows(self, ax: Axes, table: pd.DataFrame, labels: list[str], key: str, half_width: str = "half_width") -> None:
-        """A labelled row a variant, from the top: the mean with its 95 % interval, and the control as a line."""
+        """A labelled row a variant, from the top: the mean with its interval, and the control as a line."""
         for y, row in table.iterrows():
             look, spread = self.looks[row.variant], self.spread(row[half_width])
             ax.errorbar(row[key], y, xerr=spread, fmt=look.marker, color=look.colour, mfc=look.fill, zorder=3)
@@ -135,5 +136,5 @@ def draw_default(analysis: str, kind: dict[str, Any], ax: Axes, table: pd.DataFr
     table = table.reset_index(drop=True)
     style.rows(ax, table, list(table.title), key, prefixed(key, numbers, "half_width"))
     words = title(numbers[key])
-    ax.set_xlabel(f"{words[0].lower()}{words[1:]}; bars: 95 % intervals over seeds")
+    ax.set_xlabel(f"{words[0].lower()}{words[1:]}; bars: {AT_LEVEL} intervals over seeds")
     ax.set_title(": ".join([f"{numbers[key]['title']} by method", *map(str, kind.values())]))

@@ -6,7 +6,7 @@ once: variance of the mean = seeds / S + images / n + rest / (S n), with compone
 without replication (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4), cut at 0.  The quantile is
 Cochran's (Biometrics 20, 1964): the mean of those of S - 1 and of n - 1 degrees of freedom, weighted by the mean
 squares.  Satterthwaite's degrees of freedom let a test at 0.05 / 12 be wrong 2.4 times too often at 5 seeds, and S - 1
-alone makes the 95 % interval cover 99 % where seeds add little; `benchmarks/coverage.py` measures what this does.
+alone makes an interval at 95 % cover 99 % where seeds add little; `benchmarks/coverage.py` measures what this does.
 """
 
 import math
@@ -17,15 +17,15 @@ import numpy as np
 from scipy import optimize, stats
 
 from selfdistill.errors import UserError
+from selfdistill.summary import LEVEL
 
-LEVEL = 0.95  # of intervals that no family of tests widens; and 1 - LEVEL is the error of a whole family
 POWER = 0.8
 TINY = 1e-200  # below this SciPy's quantiles of t are wrong; such a p counts as 0
 FEWEST = 5  # seeds that a verdict needs: with 3 the first of four contrasts would need |t| above 7
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % t-interval; the half-width is NaN below two values.
+    """The mean and the half-width of its t-interval at LEVEL; the half-width is NaN below two values.
 
     Raises UserError for no values.
     """
@@ -38,8 +38,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_ratio(pairs: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
-    """The geometric mean of the ratios of pairs of positive numbers, and its 95 % t-interval, low and high: those of
-    the logarithms.  The interval is NaN below two pairs.
+    """The geometric mean of the ratios of pairs of positive numbers, and its t-interval at LEVEL, low and high: those
+    of the logarithms.  The interval is NaN below two pairs.
 
     Raises UserError for no pairs.
     """
@@ -135,8 +135,8 @@ def paired_effect(differences: np.ndarray) -> Effect:
     if max(of_seeds, of_images, rest) < 1e-18 * max(1.0, mean**2):  # what rounding leaves of equal numbers
         return Effect(mean, 0.0, seeds, images, 1.0, 0.0, 0.0, 0.0)
     # S n times the variance of the mean: the seeds' part as in a paired t-test over seeds, and what the images add, cut
-    # at 0.  Were the seeds' component cut at 0, too, intervals would be too wide where it is small: at 5 seeds 97.7 %
-    # of 95 % intervals covered; benchmarks/coverage.py says what these do.
+    # at 0.  Were the seeds' component cut at 0, too, intervals would be too wide where it is small: at 5 seeds and a
+    # level of 0.95 they covered in 97.7 % of studies; benchmarks/coverage.py says what these do.
     above_rest = max(0.0, of_images - rest)
     total = of_seeds + above_rest or rest
     return Effect(
@@ -169,8 +169,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def holm_levels(p_values: Sequence[float]) -> list[float]:
     """The level of each test's interval, so that it leaves out 0 exactly where Holm's procedure rejects; NaN for NaN.
 
-    The k-th smallest p is held against 0.05 / (m - k + 1); all that come after the first that is not below its bound
-    share the level of that one.
+    The k-th smallest p is held against (1 - LEVEL) / (m - k + 1); all that come after the first that is not below its
+    bound share the level of that one.
     """
     order = rising(p_values)
     levels, going_on, bound = [math.nan] * len(p_values), True, 0.0

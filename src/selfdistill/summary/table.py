@@ -1,6 +1,6 @@
 """Tables of analyses, made from what each says of its numbers: one row a model, variant and keys of a row.
 
-Means over seeds with half-widths of 95 % t-intervals; numbers of unit % are shares times 100.  The columns of the
+Means over seeds with half-widths of t-intervals; numbers of unit % are shares times 100.  The columns of the
 leading estimated number are `NAME` and `half_width`, those of the others `NAME` and `NAME_half_width`.
 """
 
