@@ -50,6 +50,12 @@ def test_calibration_error_is_the_literal_sum_over_bins_edges_included():
     assert calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([1.0, 1.0])) == pytest.approx(0.2)
 
 
+def test_a_class_is_told_by_logits_whose_probabilities_round_to_equals():
+    logits = torch.zeros(5, 3).index_put_((torch.arange(5), torch.tensor([2])), torch.tensor(1e-20))
+    assert metrics(logits, torch.full((5,), 2))["accuracy"] == 1
+    assert metrics(logits, torch.full((5,), 0))["accuracy"] == 0
+
+
 def test_certain_networks_average_to_finite_numbers():
     """e^-2000 is 0 in double precision: the logarithm of a mean of probabilities would be -inf."""
     logits = torch.tensor([[[0.0, 2000.0, -2000.0]], [[0.0, 2000.0, -2000.0]]])
