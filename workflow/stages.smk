@@ -11,7 +11,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 
 from selfdistill.config import ConfigError
-from selfdistill.locks import restore
+from selfdistill.locks import restore, wait_for_others
 from selfdistill.pipeline import asked, claim, clear_locks, forced, read_stages
 from selfdistill.pruning import forget
 
@@ -43,6 +43,7 @@ def begin():
         claim(FOLDER)
     except ConfigError as error:
         refuse(error)
+    wait_for_others(ROOT, jobs=False)  # a DVC that began while this file was read; one that begins now is refused
     forget(FOLDER)
     names = forced(workflow.dag_settings)
     stages = (s.address for s in STAGES if names & {"all", rule_name(s), *s.outs})
