@@ -18,6 +18,7 @@ from dvc.repo import Repo
 
 from selfdistill.checkout import require
 from selfdistill.config import Study, read_study, seeds_of
+from selfdistill.files import write_atomically
 from selfdistill.locks import claim_of, wait_for_others
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
@@ -218,8 +219,7 @@ def set_marker(path: Path, stale: bool) -> None:
 
     A stale one also gets new content: Snakemake takes a newer file of the old content for unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if stale or not path.exists():
-        path.write_text(f"{time.time_ns()}\n")
+        write_atomically(path, f"{time.time_ns()}\n".encode())
     if not stale:
         os.utime(path, (0, 0))
