@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, log_loss
 
+from selfdistill.cli.cells import described
 from selfdistill.config import read_study
 from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
@@ -194,6 +196,21 @@ def test_a_run_or_predictions_of_another_cell_or_damaged_are_refused_by_name(tin
     file.write_text(json.dumps({**told, "evaluation": {"key": "", "files": []}}))
     with pytest.raises(OutsideError, match="not what evaluating writes"):
         read()
+
+
+def test_a_data_set_without_a_usable_mean_and_deviation_is_refused_by_name(tiny_study, tmp_path):
+    file = tmp_path / "dataset.json"
+    told = json.loads((tiny_study / "data/prepared/digits/training/dataset.json").read_text())
+    for damage, words in (
+        ({}, None),
+        ({"std": [float("nan")]}, "NaN in place of a number"),
+        *(({"std": [std]}, "allowed: a number above 0 for each channel") for std in (0, -1, "x", None)),
+        ({"std": [1, 1]}, "std: .1, 1. is not allowed"),
+        ({"mean": "0.5"}, "mean: '0.5' is not allowed"),
+    ):
+        file.write_text(json.dumps({**told, **damage}))
+        with pytest.raises(OutsideError, match=f"^{file}: .*{words}.*; prepare") if words else nullcontext():
+            described(file)
 
 
 def test_a_seed_added_to_a_block_is_the_only_one_evaluated(project):
