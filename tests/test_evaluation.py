@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,15 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, log_loss
 
+from selfdistill.cli.cells import described
+from selfdistill.config import read_study
 from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
 from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.splits import open_test
+from selfdistill.outside import OutsideError
+from selfdistill.stages.evaluate_seeds import run_here
+from selfdistill.stages.measure import predictions_here
 
 
 def test_accuracy_and_nll_are_scikit_learns():
@@ -167,6 +174,49 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_leaves_the_evaluation_th
         assert line.endswith("; make room or make it writable")
         assert [path.read_bytes() for path in files] == before
         assert not list(project.folder.rglob("*.partial"))
+
+
+def test_a_run_or_predictions_of_another_cell_or_damaged_are_refused_by_name(tiny_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, cell = Path("results/runs/resnet10-slim/byot/0-1/0"), ("resnet10-slim", "byot", 0)
+    for place in (run, Path("results/predictions")):
+        shutil.copytree(tiny_study / place, place)
+    study = read_study(tiny_study / "params.yaml")
+    readers = (
+        (run / "run.json", lambda: run_here(run, cell)),
+        (study.prediction_file(*cell), lambda: predictions_here(study, cell, "cpu")),
+    )
+    for file, read in readers:
+        read()
+        whole = file.read_text()
+        told = json.loads(whole)
+        for damaged, words in (
+            (json.dumps({**told, "seed": 1}), "'byot', 1], not of"),
+            (json.dumps({**told, "seed": "x"}), "'byot', 'x'], not of"),
+            (json.dumps({**told, "more": float("inf")}), "Infinity in place of a number"),
+        ):
+            file.write_text(damaged)
+            with pytest.raises(OutsideError, match=f"^{file}: .*{words}.*; `dvc checkout` or `dvc repro`"):
+                read()
+        file.write_text(whole)
+    file.write_text(json.dumps({**told, "evaluation": {"key": "", "files": []}}))
+    with pytest.raises(OutsideError, match="not what evaluating writes"):
+        read()
+
+
+def test_a_data_set_without_a_usable_mean_and_deviation_is_refused_by_name(tiny_study, tmp_path):
+    file = tmp_path / "dataset.json"
+    told = json.loads((tiny_study / "data/prepared/digits/training/dataset.json").read_text())
+    for damage, words in (
+        ({}, None),
+        ({"std": [float("nan")]}, "NaN in place of a number"),
+        *(({"std": [std]}, "allowed: a number above 0 for each channel") for std in (0, -1, "x", None)),
+        ({"std": [1, 1]}, "std: .1, 1. is not allowed"),
+        ({"mean": "0.5"}, "mean: '0.5' is not allowed"),
+    ):
+        file.write_text(json.dumps({**told, **damage}))
+        with pytest.raises(OutsideError, match=f"^{file}: .*{words}.*; prepare") if words else nullcontext():
+            described(file)
 
 
 def test_a_seed_added_to_a_block_is_the_only_one_evaluated(project):

@@ -16,6 +16,7 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
 from selfdistill import locks, pipeline
+from selfdistill.cli import main
 from selfdistill.schema import ConfigError
 
 
@@ -92,8 +93,8 @@ def test_a_cut_list_of_the_files_in_use_is_emptied(repository):
             assert locks.restore(repository) == []
 
 
-def used(root: Path):
-    return rwlock(str(root / ".dvc/tmp"), localfs, "test", [str(root / "a")], [], hardlink=False)
+def used(root: Path, name: str = "a"):
+    return rwlock(str(root / ".dvc/tmp"), localfs, "test", [str(root / name)], [], hardlink=False)
 
 
 def test_without_a_copy_the_lock_of_git_is_put_back(repository):
@@ -156,15 +157,17 @@ def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository,
     program.write_text("#!/bin/sh\nread line\n")
     program.chmod(0o755)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
+    job_of_snakemake = {**os.environ, locks.TERMINAL: "/dev/null"}
     here, there, status = (
-        subprocess.Popen([program, *words], cwd=folder, stdin=subprocess.PIPE)
-        for words, folder in (
-            (["--wait-for-lock", "repro"], repository),
-            (["repro"], elsewhere),
-            (["status"], repository),
+        subprocess.Popen([program, *words], cwd=folder, stdin=subprocess.PIPE, env=environment)
+        for words, folder, environment in (
+            (["--wait-for-lock", "repro"], repository, job_of_snakemake),
+            (["repro"], elsewhere, None),
+            (["status"], repository, None),
         )
     )
     wait_until(lambda: locks.running(repository) == [here.pid])
+    assert locks.running(repository, jobs=False) == []
     waiting = threading.Thread(target=locks.wait_for_others, args=[repository])
     waiting.start()
     waiting.join(0.2)
@@ -207,15 +210,20 @@ def test_a_study_goes_on_after_its_lock_was_cut(project):
     assert yaml.safe_load(lock.read_bytes())["stages"].keys() == yaml.safe_load(whole)["stages"].keys()
 
 
-def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_forced(project):
+def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_forced(project, monkeypatch, capsys):
     """Its locks and its list of half-made files stay behind a SIGKILL."""
     stale = project / ".snakemake/locks"
     stale.mkdir(parents=True, exist_ok=True)
     for name in ("0.input.lock", "0.output.lock"):
         (stale / name).write_text("results/index.html\n")
-    rendered = (project / "results/index.html").stat().st_mtime_ns
-    project.run("snakemake", "--cores", "1", "--forcerun", "page")
-    assert (project / "results/index.html").stat().st_mtime_ns > rendered
+    page, said = project / "results/index.html", project / ".work/said"
+    rendered = page.stat().st_mtime_ns
+    command = ["snakemake", "--cores", "1", "--forcerun", "page"]
+    with said.open("w") as file, used(project.folder, "results/index.html"):  # another DVC reads it, and is waited for
+        forced = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=file)
+        wait_until(lambda: "page: waiting for another DVC" in said.read_text(), forced)
+    assert forced.wait(timeout=600) == 0
+    assert page.stat().st_mtime_ns > rendered
     assert project.run("git", "status", "--porcelain").stdout == ""
     lock = project / ".work/snakemake/default.lock"
     with open(lock, "r+") as file:  # another one is alive
@@ -224,8 +232,13 @@ def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_force
         assert done.returncode != 0
         assert f"another snakemake (process {lock.read_text().strip()}) runs this study" in done.stderr
         assert "Traceback" not in done.stderr
+        done = project.run("dvc", "repro", "--force", "--single-item", "page", ok=False)
+        monkeypatch.chdir(project.folder)
+        assert (done.returncode != 0, main(["prune"])) == (True, 1)
+        line = f"snakemake (process {lock.read_text().strip()}) runs this study; wait for it"
+        assert line in done.stderr
+        assert line in capsys.readouterr().err
     with Repo(str(project.folder)) as repo, repo.lock:  # a DVC that is at work is waited for
-        said = project / ".work/said"
         with said.open("w") as file:
             waiting = subprocess.Popen(["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file)
         wait_until(lambda: "waiting for another DVC" in said.read_text(), waiting)

@@ -18,6 +18,7 @@ from test_records import IMPORTED, MODEL, entry, pack, put, study  # noqa: F401 
 from selfdistill.cli import main
 from selfdistill.outside import OutsideError, json_object
 from selfdistill.reporting.files import read_table, write_together
+from selfdistill.stages.train import writable
 
 RECORDS, HOSTS = Path("results/records"), Path("results/hosts")
 CELL = f"{MODEL}/plain/0.json"
@@ -42,6 +43,7 @@ DAMAGE = {
     "empty": (lambda whole: b"", "cannot be read"),
     "null": (lambda whole: b"null", "NoneType in place of an object"),
     "no UTF-8": (lambda whole: b"\xff" + whole, "cannot be read"),
+    "NaN": (lambda whole: whole.rstrip()[:-1] + b', "more": NaN}', "NaN in place of a number"),
     "without its keys": (lambda whole: b"{}", "not what was written there"),
 }
 
@@ -244,6 +246,15 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(study, capsys):  # noq
             assert all("plan" in name for name in after.keys() - before.keys())  # of a plan each file stands alone
             assert not list(Path().rglob("*.partial"))
     assert main(["tables"]) == 0
+
+
+def test_a_full_disk_is_found_before_the_work_by_name_and_nothing_is_left_on_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new"):
+        with full_disk(0), pytest.raises(OSError, match="File too large") as error:
+            writable(tmp_path / name)
+        assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(study, capsys):  # noqa: F811

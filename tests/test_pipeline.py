@@ -364,12 +364,30 @@ def test_experiments_show_a_column_a_method_and_the_cost(project):
 @pytest.mark.nightly  # the test before shows one that runs at once
 def test_a_queued_experiment_is_shown_like_the_others(project):
     project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "hyper.byot.reading=journal")
+    run_queue(project)
+    assert set(experiments(project)) == {"queued"}
+
+
+@pytest.mark.nightly  # 35 s on two busy cores, nearly all of it DVC's worker
+def test_an_experiment_on_a_study_of_studies_is_queued_as_the_guide_says(project):
+    study = "studies/digits-all"
+    options = ["--copy-paths", f"{study}/.dvcignore", "-S", f"{study}/params.yaml:recipe.epochs=6"]
+    assert "dvc exp run --queue --copy-paths $study/.dvcignore" in (ROOT / "docs/engines.md").read_text()
+    project.run("selfdistill", "study", "use", "digits-all")
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", *options, f"{study}/dvc.yaml:check")
+    run_queue(project)
+    (experiment,) = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/queued").stdout.split()
+    done = yaml.safe_load(project.run("git", "show", f"{experiment}:{study}/dvc.lock").stdout)["stages"]["check"]
+    assert done["params"]["params.yaml"]["recipe"]["epochs"] == 6
+
+
+def run_queue(project) -> None:
+    """Start DVC's worker, and wait until it has run the experiment `queued`."""
     project.run("dvc", "queue", "start")
     deadline = time.time() + 600
     while "Success" not in (status := project.run("dvc", "queue", "status").stdout) and time.time() < deadline:
         assert "Failed" not in status, project.run("dvc", "queue", "logs", "queued", ok=False).stdout
         time.sleep(2)
-    assert set(experiments(project)) == {"queued"}
 
 
 def test_the_page_of_a_rerun_is_the_same_page(project):
@@ -395,6 +413,16 @@ def test_a_study_of_studies_resolves_through_the_shared_file(project):
     assert {f"data_sets_fashion_mnist_dvc_yaml_{stage}" for stage in ("fetch", "prepare")} <= planned
     dry = project.run("dvc", "repro", "--dry", "studies/fashion-mnist/dvc.yaml", ok=False).stdout
     assert "run fetch fashion-mnist" in dry
+
+
+@pytest.mark.nightly  # 5 s; the stages' own lines are held by tests/test_resume.py and test_outside.py
+def test_snakemake_says_in_a_line_where_it_cannot_write(project):
+    (project / ".work").rename(project / "work")
+    (project / ".work").symlink_to("/sys")  # read-only for everyone, root included
+    done = project.run("snakemake", "-n", ok=False)
+    assert done.returncode == 2
+    assert re.search(r"^\.work/stale: .*; make room or make it writable$", done.stderr, re.M)
+    assert "stages.smk" not in done.stderr
 
 
 def test_snakemake_finds_nothing_to_object_to(tiny_study):

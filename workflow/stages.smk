@@ -10,8 +10,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 
-from selfdistill.config import ConfigError
-from selfdistill.locks import restore
+from selfdistill.errors import ConfigError, lacking
+from selfdistill.locks import restore, wait_for_others
 from selfdistill.pipeline import asked, claim, clear_locks, forced, read_stages
 from selfdistill.pruning import forget
 
@@ -35,14 +35,17 @@ except LockError:
     refuse("another DVC runs a stage of this checkout; wait for it, and give the same command again")
 except DvcException as error:
     refuse(str(error).partition("\n")[0])
+except OSError as error:  # a disk that is full or cannot be written
+    refuse(lacking(error) or error)
 
 
 def begin():
     """What a run does before its first job, and a question (-n, --dag, --report) does not."""
     try:
         claim(FOLDER)
-    except ConfigError as error:
-        refuse(error)
+    except (ConfigError, OSError) as error:
+        refuse(lacking(error) or error)
+    wait_for_others(ROOT, jobs=False)  # a DVC that began while this file was read; one that begins now is refused
     forget(FOLDER)
     names = forced(workflow.dag_settings)
     stages = (s.address for s in STAGES if names & {"all", rule_name(s), *s.outs})

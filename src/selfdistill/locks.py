@@ -20,9 +20,12 @@ from pathlib import Path
 
 import yaml
 
+from selfdistill.errors import UserError
 from selfdistill.files import write_atomically
 
 COPIES = Path(".work/locks")
+SNAKEMAKE = Path(".work/snakemake")  # a file for each study, whose lock ends with the Snakemake that holds it
+TERMINAL = "SELFDISTILL_TERMINAL"  # where a job of Snakemake may write for the user; no other process has it
 TURNS = Path(".work/turns")  # a file for each stage and run, whose lock ends with the process that holds it
 
 
@@ -31,8 +34,11 @@ def guarded(root: Path, stage: str) -> Iterator[None]:
     """While a stage runs: no other process runs it, a copy of the locks is there, and in the end they are whole.
 
     The end matters where several DVCs run: one that is killed while it rewrites the lock leaves it to the next, which
-    would take an empty one for a lock without entries.
+    would take an empty one for a lock without entries.  UserError: a Snakemake runs this study, and this is none of its
+    jobs.
     """
+    if TERMINAL not in os.environ:
+        refuse_beside_snakemake(root, Path.cwd())
     with turn(root, stage):
         keep(root)
         try:
@@ -40,6 +46,25 @@ def guarded(root: Path, stage: str) -> Iterator[None]:
         finally:
             for line in restore(root):
                 print(line, file=sys.stderr)
+
+
+def refuse_beside_snakemake(root: Path, folder: Path) -> None:
+    """Raise UserError while a Snakemake runs the study in `folder`: it empties the folder of each output before the job
+    that makes it, so that another process at the same output would lose the seeds that it has put there."""
+    with suppress(OSError), open(root / claim_of(root, folder)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"snakemake (process {file.read().strip()}) runs this study; wait for it, or stop it, and give the "
+                "same command again"
+            ) from None
+
+
+def claim_of(root: Path, folder: Path) -> Path:
+    """The file whose lock the Snakemake of the study in `folder` holds, from the repository's top."""
+    name = os.path.relpath(folder.resolve(), root.resolve())
+    return SNAKEMAKE / f"{'default' if name == '.' else name.replace(os.sep, '_')}.lock"
 
 
 @contextmanager
@@ -65,10 +90,12 @@ def turn(root: Path, work: str) -> Iterator[None]:
             os.close(file)
 
 
-def wait_for_others(root: Path) -> None:
-    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed."""
+def wait_for_others(root: Path, jobs: bool = True) -> None:
+    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed.
+
+    jobs: for those of a Snakemake, too."""
     said = None
-    while others := running(root):
+    while others := running(root, jobs):
         if said != others:
             numbers = ", ".join(map(str, others))
             print(f"DVC of an earlier command is still at work here, process {numbers}; waiting", file=sys.stderr)
@@ -76,8 +103,10 @@ def wait_for_others(root: Path) -> None:
         time.sleep(0.5)
 
 
-def running(root: Path) -> list[int]:
-    """The processes that run stages of this checkout, but for those that we are part of; on Linux, elsewhere none."""
+def running(root: Path, jobs: bool = True) -> list[int]:
+    """The processes that run stages of this checkout, but for those that we are part of; on Linux, elsewhere none.
+
+    jobs: those of a Snakemake, too."""
     top, found = root.resolve(), []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -85,6 +114,8 @@ def running(root: Path) -> list[int]:
             programs = {Path(word).name for word in words[:3]}  # `dvc`, `python .../dvc` or `python -m dvc`
             if "dvc" in programs and {"repro", "run"} & set(words):
                 folder = (path / "cwd").readlink()
+                if not jobs and f"\0{TERMINAL}=".encode() in b"\0" + (path / "environ").read_bytes():
+                    continue
                 if folder == top or folder.is_relative_to(top / "studies"):
                     found.append(int(path.name))
         except OSError:  # it has ended, or is another user's

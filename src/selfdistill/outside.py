@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from selfdistill.errors import UserError, first_line, lacking
 
@@ -47,10 +47,15 @@ def json_object(path: Path, remedy: str, most: int = JSON) -> dict[str, Any]:
         content = regular_bytes(path, most)
         if merge_mark(content):
             raise OutsideError(f"{path}: holds the marks of a merge that was not finished; resolve it, or {remedy}")
-        found = json.loads(content)
+        found = json.loads(content, parse_constant=no_number)
         if not isinstance(found, dict):
             raise OutsideError(f"{type(found).__name__} in place of an object")
         return found
+
+
+def no_number(name: str) -> NoReturn:
+    """Refuse the NaN and Infinity that Python reads and JSON does not know: no key and no record can hold them."""
+    raise ValueError(f"{name} in place of a number")
 
 
 @contextmanager

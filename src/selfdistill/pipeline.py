@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,8 @@ from dvc.repo import Repo
 
 from selfdistill.checkout import require
 from selfdistill.config import Study, read_study, seeds_of
-from selfdistill.locks import wait_for_others
+from selfdistill.files import write_atomically
+from selfdistill.locks import claim_of, wait_for_others
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
 from selfdistill.studies import folders
@@ -81,16 +82,17 @@ def claim(folder: Path) -> None:
     A lock of the operating system, which ends with its process however that ends, in place of Snakemake's own: those
     stay behind a killed one, and each Snakemake that ends removes those of all others.  ConfigError: another runs it.
     """
-    path = Path(".work/snakemake", f"{folder.name or 'default'}.lock")
+    path = claim_of(Path("."), folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+")  # noqa: SIM115  (open as long as this process)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    for _ in range(20):
+        with suppress(OSError):  # also where another process only asks who holds it, for a moment
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(0.05)
+    else:
         file.seek(0)
-        raise ConfigError(
-            f"another snakemake (process {file.read().strip()}) runs this study; wait for it, or stop it"
-        ) from None
+        raise ConfigError(f"another snakemake (process {file.read().strip()}) runs this study; wait for it, or stop it")
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -217,8 +219,7 @@ def set_marker(path: Path, stale: bool) -> None:
 
     A stale one also gets new content: Snakemake takes a newer file of the old content for unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if stale or not path.exists():
-        path.write_text(f"{time.time_ns()}\n")
+        write_atomically(path, f"{time.time_ns()}\n".encode())
     if not stale:
         os.utime(path, (0, 0))

@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfdistill.cli.common import STUDY, Commands, numerics, read_study
@@ -128,7 +129,24 @@ def prepared(study: "Study", model: str, variant: str, seeds: Iterable[int]) -> 
     for path in missing:
         if not path.is_file():
             raise UserError(f"{path} is missing; `dvc repro` prepares the data and trains the teachers first")
+    described(missing[0])
     return None
+
+
+def described(file: Path) -> None:
+    """OutsideError unless a data set's description gives each channel's mean and deviation, by which all images are
+    normalised."""
+    from selfdistill.evaluation.described import numbers
+    from selfdistill.outside import OutsideError, json_object
+
+    again = "prepare the data set again"
+    told = json_object(file, again)
+    for key, allowed in (("mean", "a number"), ("std", "a number above 0")):
+        values = told.get(key)
+        if not numbers(values, told.get("channels")) or (key == "std" and min(values or ()) <= 0):
+            raise OutsideError(
+                f"{file}: {key}: {values!r} is not allowed; allowed: {allowed} for each channel; {again}"
+            )
 
 
 def until_interrupted(stage: str, work: Callable[["Interruption"], None]) -> int:

@@ -54,10 +54,11 @@ def check(options: Namespace) -> None:
 
 
 def prune(options: Namespace) -> None:
-    from selfdistill.locks import restore, wait_for_others
+    from selfdistill.locks import refuse_beside_snakemake, restore, wait_for_others
     from selfdistill.pruning import forget
 
     root = STUDY.parent / read_study(STUDY).root
+    refuse_beside_snakemake(root, STUDY.parent)
     wait_for_others(root)
     for line in restore(root):  # where one of those that we waited for was killed
         print(line)

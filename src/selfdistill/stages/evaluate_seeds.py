@@ -21,7 +21,7 @@ from selfdistill.evaluation.weights import refuse_imported
 from selfdistill.files import sha256_of
 from selfdistill.locks import turn
 from selfdistill.models.trained import read_run
-from selfdistill.outside import untrusted
+from selfdistill.outside import OutsideError, json_object, untrusted
 from selfdistill.search import untuned
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import evaluate_run
@@ -31,6 +31,8 @@ from selfdistill.training import determinism
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
+
+BACK = "`dvc checkout` or `dvc repro` brings it back"
 
 
 def evaluate_variant(study: "Study", *, model: str, variant: str) -> None:
@@ -72,14 +74,23 @@ def runs_here(study: "Study", model: str, variant: str) -> dict[int, dict]:
     folders = {seed: study.run_folder(model, variant, seed) for seed in study.seeds_of(variant)}
     for folder in folders.values():
         refuse_imported(folder)
-    return {seed: run_here(folder) for seed, folder in folders.items()}
+    return {seed: run_here(folder, (model, variant, seed)) for seed, folder in folders.items()}
 
 
-def run_here(folder: Path) -> dict:
-    """What the run in a folder says of itself, the data set included."""
-    run = read_run(folder)
-    dataset_of(run, folder / "run.json")
+def run_here(folder: Path, cell: tuple[str, str, int]) -> dict:
+    """What the run in a folder says of itself, the data set included.  OutsideError: it is not the run of this cell, or
+    holds what JSON does not know."""
+    run, file = read_run(folder), folder / "run.json"
+    of_cell(json_object(file, BACK), cell, file, BACK)
+    dataset_of(run, file)
     return run
+
+
+def of_cell(told: dict, cell: tuple[str, str, int], file: Path, remedy: str) -> None:
+    """OutsideError unless what a file says is of this network, variant and seed."""
+    named = [told.get(key) for key in ("model", "variant", "seed")]
+    if named != list(cell):
+        raise OutsideError(f"{file}: of {named}, not of {list(cell)}; {remedy}")
 
 
 def once(

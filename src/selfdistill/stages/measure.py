@@ -20,10 +20,10 @@ from selfdistill.evaluation.probed import Probed
 from selfdistill.files import write_atomically
 from selfdistill.locks import turn
 from selfdistill.models.trained import load_network, read_run
-from selfdistill.outside import json_object, untrusted
+from selfdistill.outside import OutsideError, json_object, untrusted
 from selfdistill.stages import finished
 from selfdistill.stages.evaluate import WEIGHTS
-from selfdistill.stages.evaluate_seeds import hashes, once, run_here
+from selfdistill.stages.evaluate_seeds import BACK, hashes, of_cell, once, run_here
 from selfdistill.stages.plan import measure_plan, probe_plan
 from selfdistill.stages.train import finished_folder, writable
 from selfdistill.training import determinism
@@ -53,13 +53,29 @@ def measure_study(study: "Study") -> None:
     folder = finished_folder(study)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     measured = study.results / "records" / "measured"
-    every = {cell: Stored(study.prediction_file(*cell), device) for cell in there}
+    every = {cell: predictions_here(study, cell, device) for cell in there}
     cached = finished.folder_in_cache(folder.parents[1], outputs.get(measured.as_posix(), ""))
     for cell in tqdm(there, unit="run", disable=None, leave=False):
         target, name = study.record_file(*cell), "measured-" + "-".join(map(str, cell))
         known = cached.get(target.relative_to(measured).as_posix())
         content = record_of(with_others(study, cell, every), plan, folder, name, known)
         write_atomically(target, content)
+
+
+def predictions_here(study: "Study", cell: Cell, device: str) -> Stored:
+    """The predictions of a cell.  OutsideError: what is said of them is damaged, or of another cell."""
+    file = study.prediction_file(*cell)
+    told = json_object(file, BACK)
+    of_cell(told, cell, file, BACK)
+    with untrusted(OutsideError, file, "not what evaluating writes", BACK):
+        for place, kind in (
+            (told["evaluation"]["files"], dict),
+            (told["evaluation"]["key"], str),
+            (told["members"], dict),
+        ):
+            if not isinstance(place, kind):
+                raise ValueError(f"{place!r} in place of {kind.__name__}")
+    return Stored(file, device)
 
 
 def with_others(study: "Study", cell: Cell, every: dict[Cell, Stored]) -> Stored:
@@ -179,7 +195,7 @@ def probe_study(study: "Study", probe: str) -> None:
         inputs["own"] = hashes(study.data_folder)
     outputs = finished.locked_outputs(Path("dvc.lock"))
     cells = [cell for cell in study.cells() if not only_imported(study, cell)]
-    runs = {cell: run_here(study.run_folder(*cell)) for cell in cells}  # before any work
+    runs = {cell: run_here(study.run_folder(*cell), cell) for cell in cells}  # before any work
     for cell in tqdm(cells, unit="run", disable=None, leave=False):
         folder, target = study.run_folder(*cell), study.probe_file(probe, *cell)
         teacher = teacher_here(study, runs[cell])

@@ -18,13 +18,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from selfdistill import methods
+from selfdistill.locks import TERMINAL
 from selfdistill.search import untuned
 from selfdistill.stages import finished
 
 if TYPE_CHECKING:  # its library, pydantic, may be missing on a machine that only trains
     from selfdistill.config import Study
 
-TERMINAL = "SELFDISTILL_TERMINAL"  # a second place for the line: what a job of Snakemake says goes to its log
 BREAK = 600.0  # seconds
 Cell = tuple[str, str, int]  # network, variant, seed
 
@@ -50,7 +50,7 @@ def tell(study: "Study", model: str, variant: str, began: float, outputs: dict[s
         if left:
             line += f", {in_words(seconds_left(study, left, trainings))} left"
         print(line, file=sys.stderr, flush=True)
-        if place := os.environ.get(TERMINAL):
+        if place := os.environ.get(TERMINAL):  # what a job of Snakemake says goes to its log
             with open(place, "a") as terminal:
                 terminal.write(f"{line}\n")
 

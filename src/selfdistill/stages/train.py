@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,14 +192,20 @@ def checkpoint_folder(study: "Study", cell: str, key: str, device: str) -> Path:
 
 
 def writable(folder: Path) -> None:
-    """Raise the OSError now that a write would raise later; leaves no folder that was not there."""
+    """Raise the OSError now that a write would raise later, with the folder's name; leaves nothing that was not
+    there."""
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".{os.getpid()}.partial"
-    probe.write_bytes(b"0")
-    probe.unlink()
-    if new:
-        folder.rmdir()
+    try:
+        probe.write_bytes(b"0")
+    except OSError as error:  # a full disk names no file, and leaves an empty one
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        with suppress(OSError):  # a disk that cannot be written refuses this, too
+            probe.unlink()
+        if new:
+            folder.rmdir()
 
 
 @contextmanager
