@@ -20,12 +20,12 @@ RUN = """
 import json, sys, time
 sys.path.insert(0, "src")
 from pathlib import Path
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.training import determinism
 study = read_study(Path("params.yaml"))
 recipe = study.recipe.model_copy(update={"determinism": sys.argv[1], "epochs": 20})
 determinism.prepare_environment(recipe.determinism, recipe.threads)
-from selfdistill.stages import host
+from selfdistill import host
 from selfdistill.stages.cell import open_cell
 from selfdistill.stages.plan import training_plan
 from selfdistill.training import engine

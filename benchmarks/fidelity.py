@@ -21,7 +21,7 @@ from test_fidelity import CASES, SORTS, reference, terms_and_gradients, through_
 from test_public_values import DATA, TOLERANCE, differences, ours, public  # noqa: E402
 
 from selfdistill import methods  # noqa: E402
-from selfdistill.stages.host import hardware  # noqa: E402
+from selfdistill.host import hardware  # noqa: E402
 
 TEXT = """# How exactly the losses are computed
 

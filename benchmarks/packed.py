@@ -25,7 +25,7 @@ from PIL import Image
 
 from selfdistill.data.prepared.packed import PackedSource, PackedSplit, write_packed
 from selfdistill.data.vision import import_torchvision
-from selfdistill.stages.host import hardware
+from selfdistill.host import hardware
 from selfdistill.training.plan import draw_plan
 
 import_torchvision()

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from selfdistill.stages.host import hardware
+from selfdistill.host import hardware
 from selfdistill.training.policy import AutoAugment, RandAugment, apply_policy
 
 BATCHES = 20

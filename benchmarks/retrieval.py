@@ -32,7 +32,7 @@ from statistics import median
 import torch
 
 from selfdistill.evaluation.retrieval import euclidean_distances, re_rank, retrieval_metrics
-from selfdistill.stages.host import hardware
+from selfdistill.host import hardware
 
 QUERIES, IDENTITIES, CAMERAS, POSITIVES, DISTRACTORS = 3368, 750, 6, 13115, 2798
 

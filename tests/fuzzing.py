@@ -34,7 +34,6 @@ from PIL import Image
 from safetensors.torch import save
 
 from selfdistill.cli import main
-from selfdistill.config import read_study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.describe import describe_folder
 from selfdistill.data.fetch import MIRROR, fetch
@@ -42,6 +41,7 @@ from selfdistill.data.folder import files_of, read_list
 from selfdistill.data.images import UnusableImageError, packed_form, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.errors import ConfigError, UserError
+from selfdistill.params import read_study
 from selfdistill.reporting.records import read_records
 from selfdistill.reporting.tables import write_tables
 from selfdistill.training.checkpoint import Checkpoints

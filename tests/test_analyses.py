@@ -18,10 +18,10 @@ from test_reporting import RECORDS, bare
 
 from selfdistill import analyses, closure
 from selfdistill.analyses import AnalysisError
-from selfdistill.config import read_study
 from selfdistill.errors import UserError
 from selfdistill.evaluation.inputs import Classes, Predictions, Stored
 from selfdistill.evaluation.probed import Probed
+from selfdistill.params import read_study
 from selfdistill.reporting.tables import analysis_tables
 from selfdistill.stages import measure
 from selfdistill.stages.plan import measure_plan

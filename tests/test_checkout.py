@@ -9,7 +9,7 @@ from conftest import ROOT, copy_of_sources
 from dvc.repo import Repo
 
 from selfdistill.cli import main
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.showing import show
 from selfdistill.stages.finished import cache_of
 

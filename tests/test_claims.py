@@ -20,8 +20,8 @@ from selfdistill.claims.declared import CLAIMS, Claims, asked_of, published, rea
 from selfdistill.claims.evidence import evidence_table
 from selfdistill.claims.ledger import Found, entry_of, judged, ledger_of, read_found, together
 from selfdistill.cli import main
-from selfdistill.config import read_study
 from selfdistill.errors import UserError
+from selfdistill.params import read_study
 from selfdistill.schema import ConfigError
 from selfdistill.studies import folders
 from selfdistill.summary.statistics import page_trend

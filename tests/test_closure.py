@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from selfdistill import closure
-from selfdistill.config import read_study
 from selfdistill.files import sha256_of
+from selfdistill.params import read_study
 from selfdistill.stages import plan
 
 BEFORE = '''

@@ -9,7 +9,7 @@ import yaml
 from dvc.utils.serialize import dump_yaml, load_yaml
 
 from selfdistill.cli import main
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.schema import ConfigError, as_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]

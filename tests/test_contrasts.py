@@ -13,8 +13,8 @@ from statsmodels.stats.multitest import multipletests
 from test_reporting import record
 
 from selfdistill import methods
-from selfdistill.config import read_study
 from selfdistill.errors import UserError
+from selfdistill.params import read_study
 from selfdistill.reporting import tables
 from selfdistill.reporting.contrasts import contrast_table, network_table
 from selfdistill.reporting.page import headline

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, log_loss
 
 from selfdistill.cli.cells import described
-from selfdistill.config import read_study
 from selfdistill.errors import NonFiniteOutputsError, UserError
 from selfdistill.evaluation.classification import average_probabilities, calibration_error, metrics
 from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.splits import open_test
 from selfdistill.outside import OutsideError
+from selfdistill.params import read_study
 from selfdistill.stages.evaluate_seeds import run_here
 from selfdistill.stages.measure import predictions_here
 

@@ -28,10 +28,10 @@ from test_timm import NAMED
 import selfdistill
 from selfdistill import methods, models
 from selfdistill.cli import main
-from selfdistill.config import read_study
 from selfdistill.data.prepared import Dataset
 from selfdistill.exports import card, folder, network, onnx
 from selfdistill.models.trained import WeightsError, load_network, predict
+from selfdistill.params import read_study
 from selfdistill.stages import evaluate
 from selfdistill.training.cost import counted_flops, inference_macs
 

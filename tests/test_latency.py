@@ -6,8 +6,8 @@ from made_run import made_run
 from selfdistill import analyses
 from selfdistill.data.prepared import Dataset
 from selfdistill.evaluation.probed import Probed
+from selfdistill.host import hardware
 from selfdistill.models.trained import load_network
-from selfdistill.stages.host import hardware
 from selfdistill.stages.measure import carried_out
 
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 from matplotlib.colors import to_hex
 
 from selfdistill.cli import main
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.reporting.figures import draw_figures
 from selfdistill.reporting.inline import COLOURS, inline_svg, run_id
 from selfdistill.reporting.overview import overview_of, write_overview

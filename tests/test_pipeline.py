@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import present, wait_until
 
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.pipeline import needs
 
 ROOT = Path(__file__).parents[1]

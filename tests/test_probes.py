@@ -28,9 +28,9 @@ from selfdistill.evaluation import anytime
 from selfdistill.evaluation.calibration import log_odds
 from selfdistill.evaluation.probed import Probed, chosen
 from selfdistill.evaluation.replay import kept_weights, losses, run_at
+from selfdistill.host import hardware
 from selfdistill.models.sections import seeded
 from selfdistill.models.trained import build, load_network
-from selfdistill.stages.host import hardware
 from selfdistill.stages.measure import carried_out
 from selfdistill.stages.train import write_run
 from selfdistill.training import engine

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file
 from scipy.io import savemat
 from test_data import cifar_split, member, python2_pickle, tar
 
-from selfdistill.config import read_study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared.packed import PackedSplit, centre_cropped
 from selfdistill.errors import UserError
+from selfdistill.params import read_study
 from selfdistill.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import yaml
 from conftest import ROOT
 
 from selfdistill import methods
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.summary import LEVEL
 
 TEXT = (ROOT / "README.md").read_text()

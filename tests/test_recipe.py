@@ -14,9 +14,10 @@ import yaml
 from torch import nn
 
 from selfdistill import methods
-from selfdistill.config import ConfigError, Recipe, read_study
-from selfdistill.errors import NonFiniteOutputsError
+from selfdistill.config import Recipe
+from selfdistill.errors import ConfigError, NonFiniteOutputsError
 from selfdistill.models.trained import build
+from selfdistill.params import read_study
 from selfdistill.stages.train import write_run
 from selfdistill.training import engine
 from selfdistill.training.checkpoint import Checkpoints

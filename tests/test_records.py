@@ -20,11 +20,12 @@ from safetensors.torch import save
 
 from selfdistill import analyses, methods
 from selfdistill.cli import main
-from selfdistill.config import Probe, read_study
+from selfdistill.config import Probe
 from selfdistill.evaluation.classification import calibration_error
 from selfdistill.evaluation.inputs import Classes, Persons, Predictions
 from selfdistill.models.trained import WeightsError
 from selfdistill.outside import OutsideError
+from selfdistill.params import read_study
 from selfdistill.pruning import prune
 from selfdistill.reporting import per_image
 from selfdistill.reporting.figures import draw_figures

@@ -18,10 +18,10 @@ from test_readers import npy
 
 from selfdistill import analyses
 from selfdistill.analyses.robustness import HELD_BACK
-from selfdistill.config import probe_faults, read_study
 from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import load_network, predict
+from selfdistill.params import probe_faults, read_study
 from selfdistill.schema import ConfigError
 from selfdistill.summary.statistics import mean_interval
 

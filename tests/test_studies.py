@@ -21,10 +21,10 @@ from PIL import Image
 
 from selfdistill import methods, studies
 from selfdistill.cli import main
-from selfdistill.config import read_study
 from selfdistill.data.catalogue import read_catalogue
 from selfdistill.data.prepared import Dataset
 from selfdistill.models.trained import build
+from selfdistill.params import read_study
 from selfdistill.showing import show
 from selfdistill.training.distributed import ALONE
 from selfdistill.training.engine import Run, Split, frozen

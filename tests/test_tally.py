@@ -13,7 +13,7 @@ from conftest import ROOT, Project
 from made import train
 
 from selfdistill import methods
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.stages import loggers, tally
 from selfdistill.stages.finished import locked_outputs
 from selfdistill.stages.tally import Training, in_words, seconds_left

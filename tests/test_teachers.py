@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 from selfdistill.schema import ConfigError
 
 SMALL, LARGE = "resnet10-slim", "resnet20"

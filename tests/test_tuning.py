@@ -13,8 +13,9 @@ from conftest import ROOT, Project
 
 from selfdistill import methods
 from selfdistill.cli.cells import read_cell
-from selfdistill.config import Recipe, read_study
+from selfdistill.config import Recipe
 from selfdistill.errors import UserError
+from selfdistill.params import read_study
 from selfdistill.reporting.tuning import best_table, expected_best, winners_table
 from selfdistill.schema import ConfigError
 from selfdistill.search import COMMON, DIGITS, sobol_point, spaces_of, trial_values, untuned, winner

@@ -17,9 +17,10 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 
 from selfdistill.checkout import require
-from selfdistill.config import Study, read_study, seeds_of
+from selfdistill.config import Study, seeds_of
 from selfdistill.files import write_atomically
 from selfdistill.locks import claim_of, wait_for_others
+from selfdistill.params import read_study
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
 from selfdistill.studies import folders

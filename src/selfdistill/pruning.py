@@ -4,7 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from selfdistill.config import Study, read_study
+from selfdistill.config import Study
+from selfdistill.params import read_study
 from selfdistill.search import untuned
 
 

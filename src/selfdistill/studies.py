@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfdistill import methods, models
-from selfdistill.config import Study, purpose, read_study
+from selfdistill.config import Study
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.errors import UserError, lacking, printable
 from selfdistill.files import write_atomically
 from selfdistill.outside import json_object, untrusted
+from selfdistill.params import purpose, read_study
 from selfdistill.schema import ConfigError, as_yaml
 from selfdistill.search import untuned
 from selfdistill.stages.finished import cache_of, locked_outputs

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from selfdistill import studies
-from selfdistill.config import read_study
+from selfdistill.params import read_study
 
 
 def listed(rows: list[dict]) -> str:

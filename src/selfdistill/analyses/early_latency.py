@@ -42,7 +42,7 @@ def analyse(inputs: "Probed", images: int, repeats: int) -> list[dict[str, Any]]
     import torch
 
     from selfdistill.evaluation import anytime
-    from selfdistill.stages.host import hardware
+    from selfdistill.host import hardware
 
     network, data, names = inputs.network.eval(), inputs.dataset, inputs.exits
     whole = inputs.test(1_000_000)

@@ -31,7 +31,7 @@ def analyse(inputs: "Probed", repeats: int) -> list[dict[str, Any]]:
     """
     import torch
 
-    from selfdistill.stages.host import hardware
+    from selfdistill.host import hardware
 
     data, network = inputs.dataset, inputs.network.eval()
     images = {

@@ -12,7 +12,7 @@ import torch
 
 from selfdistill.benchmark import loops
 from selfdistill.files import write_atomically
-from selfdistill.stages.host import hardware
+from selfdistill.host import hardware
 from selfdistill.training import determinism
 
 # Each switch of a recipe that is there for speed, against the recipe without it.

@@ -38,9 +38,9 @@ def add_preparation(sub: argparse.ArgumentParser) -> None:
 
 
 def read_study(file: Path) -> "Study":
-    from selfdistill import config
+    from selfdistill import params
 
-    return config.read_study(file)
+    return params.read_study(file)
 
 
 def numerics(study: "Study", devices: int = 0) -> None:

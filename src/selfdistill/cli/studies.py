@@ -81,7 +81,7 @@ def show_study(options: Namespace) -> None:
 
 
 def use_study(options: Namespace) -> None:
-    from selfdistill.config import read_study
+    from selfdistill.params import read_study
     from selfdistill.showing import show
 
     folder = folder_of(repository(), options.name)

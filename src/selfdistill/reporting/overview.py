@@ -14,8 +14,8 @@ from selfdistill import analyses
 from selfdistill.claims import text
 from selfdistill.claims.declared import Claims, published, read_claims
 from selfdistill.claims.ledger import Entry, ledger_of
-from selfdistill.config import purpose
 from selfdistill.files import write_atomically
+from selfdistill.params import purpose
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.page import OVERVIEW, Link, headline, rendered, sortable
 

@@ -17,8 +17,9 @@ from selfdistill import analyses, methods
 from selfdistill.analyses import caption
 from selfdistill.claims.declared import Cost, Paired, Trend, asked_of, read_claims, study_here
 from selfdistill.claims.ledger import Found, judged, read_evidence
-from selfdistill.config import Contrast, Study, purpose
+from selfdistill.config import Contrast, Study
 from selfdistill.files import write_atomically
+from selfdistill.params import purpose
 from selfdistill.reporting import tables
 from selfdistill.reporting.files import read_table
 from selfdistill.reporting.inline import inline_svg, run_id

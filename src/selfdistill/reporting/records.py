@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from selfdistill import analyses
-from selfdistill.config import COMPUTING, Recipe, Study
+from selfdistill.config import Recipe, Study
 from selfdistill.errors import UserError
 from selfdistill.outside import OutsideError, json_object
+from selfdistill.params import COMPUTING
 from selfdistill.protocol import PROTOCOL
 from selfdistill.reporting.entries import (
     Entry,

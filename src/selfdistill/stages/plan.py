@@ -33,7 +33,7 @@ REPORTS = {
 }  # beside code: what they read
 # A schema of parameters, a place on the disk and the names that the package offers are not part of a result; anything
 # of them that is part of one is in the plan itself.
-NO_REPORT = ("__init__.py", "bounds.py", "config.py", "schema.py", "errors.py", "methods/__init__.py")
+NO_REPORT = ("__init__.py", "bounds.py", "config.py", "params.py", "schema.py", "errors.py", "methods/__init__.py")
 NO_RESULT = (*NO_REPORT, "analyses/__init__.py")  # which says what of an analysis is shown
 
 

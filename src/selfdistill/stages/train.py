@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save
 
+from selfdistill import host
 from selfdistill.errors import OUT_OF_ROOM, UserError, lacking
 from selfdistill.files import sha256_of, write_atomically
 from selfdistill.locks import turn
 from selfdistill.models.trained import load_network, weight_hashes
-from selfdistill.stages import finished, host, tally
+from selfdistill.stages import finished, tally
 from selfdistill.stages.cell import Cell, given_network, open_cell, train_cell
 from selfdistill.stages.interruption import Interruption
 from selfdistill.stages.plan import training_plan
