@@ -7,15 +7,16 @@ the whole study in Git), kills one to three times and then lets the command end.
 alone, so that its jobs go on as orphans; its whole process group; one process below it; or whoever writes dvc.lock, at
 the moment when the file has just been emptied.
 
-A round is right if the command ends with 0 the first time that it is left alone (a bare `dvc repro` whose lock was cut:
-after `selfdistill check`), everything under results/ and every entry of dvc.lock come out to the byte (their order is
-that in which stages end, which DVC does not fix), no run is trained twice to its end, and neither a process nor a
-half-made file is left.  Prints a line a round, and how many of the kills aimed at the lock have cut it; exit code 1 if
-a round is wrong, whose folder is then kept.
+A round is right if the command ends with 0 the first time that it is left alone (a bare `dvc repro` whose dvc.lock, or
+list of the files in use, was cut: after `selfdistill check`), everything under results/ and every entry of dvc.lock
+come out to the byte (their order is that in which stages end, which DVC does not fix), no run is trained twice to its
+end, and neither a process nor a half-made file is left.  Prints a line a round, and how many of the kills aimed at the
+lock have cut it; exit code 1 if a round is wrong, whose folder is then kept.
 """
 
 import argparse
 import ctypes
+import json
 import os
 import random
 import re
@@ -160,7 +161,7 @@ class Chaos:
             self.output += self.log.read_text()
             if kind == "lock" and done:
                 self.aimed, self.cuts = self.aimed + 1, self.cuts + self.is_cut()
-            if self.engine == "dvc" and self.is_cut():
+            if self.engine == "dvc" and (self.is_cut() or self.is_list_cut()):
                 self.told.append("check")
                 subprocess.run(["selfdistill", "check"], cwd=self.folder, env=self.environment, check=False)
         began = time.monotonic()
@@ -192,6 +193,14 @@ class Chaos:
         try:
             return "stages" not in (yaml.safe_load(lock.read_text()) or {})
         except yaml.YAMLError:
+            return True
+
+    def is_list_cut(self) -> bool:
+        """Whether DVC would refuse its list of the files in use, which it rewrites in place as well."""
+        file = self.folder / ".dvc/tmp/rwlock"
+        try:
+            return file.is_file() and json.loads(file.read_text()) is None
+        except ValueError:
             return True
 
     def faults(self) -> list[str]:

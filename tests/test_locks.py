@@ -93,8 +93,10 @@ def test_a_cut_list_of_the_files_in_use_is_emptied(repository):
             assert locks.restore(repository) == []
 
 
-def used(root: Path, name: str = "a"):
-    return rwlock(str(root / ".dvc/tmp"), localfs, "test", [str(root / name)], [], hardlink=False)
+def used(root: Path, name: str = "a", written: bool = False):
+    """As if another DVC read the file, or wrote it."""
+    files = [], [str(root / name)]
+    return rwlock(str(root / ".dvc/tmp"), localfs, "test", files[not written], files[written], hardlink=False)
 
 
 def test_without_a_copy_the_lock_of_git_is_put_back(repository):
@@ -238,10 +240,15 @@ def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_force
         line = f"snakemake (process {lock.read_text().strip()}) runs this study; wait for it"
         assert line in done.stderr
         assert line in capsys.readouterr().err
-    with Repo(str(project.folder)) as repo, repo.lock:  # a DVC that is at work is waited for
-        with said.open("w") as file:
-            waiting = subprocess.Popen(["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file)
-        wait_until(lambda: "waiting for another DVC" in said.read_text(), waiting)
+    with used(project.folder, "results/index.html", written=True):
+        with Repo(str(project.folder)) as repo, repo.lock:  # a DVC that is at work is waited for
+            with said.open("w") as file:
+                waiting = subprocess.Popen(
+                    ["snakemake", "-n"], cwd=project.folder, env=project.environment, stderr=file
+                )
+            wait_until(lambda: "waiting for another DVC" in said.read_text(), waiting)
+        # so is one that has a file; of a killed one DVC says so, too, until the system has cleared it away
+        wait_until(lambda: "that has a file of this study" in said.read_text(), waiting)
     assert waiting.wait(timeout=600) == 0
 
 

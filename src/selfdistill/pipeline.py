@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import networkx
 from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 
@@ -26,6 +27,7 @@ from selfdistill.showing import show
 from selfdistill.studies import folders
 
 MARKERS = Path(".work/stale")
+BUSY = 30.0  # seconds
 HELD: list[IO[str]] = []  # locks that this process keeps until it ends
 
 
@@ -118,11 +120,29 @@ def read_stages(folder: Path, mark: bool) -> list[Stage]:
     """The stages that the study in `folder` needs; the working folder is the repository's top.
 
     The params.yaml is validated first (ConfigError).  With `mark` the stage `check` is run, which writes what
-    every other stage depends on, and DVC is asked what is stale; without, nothing is stale.
+    every other stage depends on, and DVC is asked what is stale; without, nothing is stale.  Where another DVC has one
+    of their files it is asked again, for BUSY seconds: the other one may be dead, and DVC takes it for alive until the
+    system has cleared it away.  LockError: it still has.
     """
     study = read_study(folder / "params.yaml")
     require(folder, study)
     show(folder, study)
+    ends = time.monotonic() + BUSY
+    while True:
+        try:
+            return resolved(folder, study, mark)
+        except DvcException as error:
+            busy = error if isinstance(error, LockError) else error.__cause__
+            if not isinstance(busy, LockError):
+                raise
+            if time.monotonic() > ends:
+                raise busy from None
+            print("waiting for another DVC that has a file of this study", file=sys.stderr)
+            time.sleep(1)
+
+
+def resolved(folder: Path, study: Study, mark: bool) -> list[Stage]:
+    """The stages as DVC sees them now.  LockError: another DVC has one of their files."""
     with checked(folder, mark) as repo:
         graph = repo.index.graph  # an edge points from a stage to one that it needs
         own = [s for s in repo.index.stages if Path(s.path_in_repo) == folder / "dvc.yaml"]
