@@ -26,7 +26,7 @@ from selfdistill.evaluation.finite import finite
 from selfdistill.evaluation.splits import open_test
 from selfdistill.outside import OutsideError
 from selfdistill.params import read_study
-from selfdistill.stages.evaluate_seeds import run_here
+from selfdistill.stages.evaluate_seeds import move_whole, run_here
 from selfdistill.stages.measure import predictions_here
 
 
@@ -174,6 +174,18 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_leaves_the_evaluation_th
         assert line.endswith("; make room or make it writable")
         assert [path.read_bytes() for path in files] == before
         assert not list(project.folder.rglob("*.partial"))
+
+
+def test_an_evaluation_that_is_in_its_place_already_leaves_nothing_beside_it(tmp_path):
+    """A stage that outlived its engine has put it there, a link to the same file."""
+    staged, place = tmp_path / "staged", tmp_path / "results/0.json"
+    for folder in (staged, place.parent):
+        folder.mkdir()
+    (staged / "record.json").write_text("{}")
+    os.link(staged / "record.json", place)
+    move_whole(staged, {"record.json": place})
+    assert place.read_text() == "{}"
+    assert list(place.parent.iterdir()) == [place]
 
 
 def test_a_run_or_predictions_of_another_cell_or_damaged_are_refused_by_name(tiny_study, tmp_path, monkeypatch):

@@ -131,6 +131,7 @@ def move_whole(staged: Path, targets: finished.Files) -> None:
             shutil.move(staged / name, new)  # copies, where results lies on another disk
         for new, path in beside.items():
             os.replace(new, path)
+            new.unlink(missing_ok=True)  # two links to one file: replacing does nothing, and leaves both
     except OSError as error:
         for new in beside:
             with suppress(OSError):
