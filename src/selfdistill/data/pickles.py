@@ -64,7 +64,8 @@ class Stored:
         try:
             _, shape, kind, columns_first, content = self.state
             sound = isinstance(kind, Kind) and kind.name in ("u1", b"u1") and isinstance(content, bytes)
-            sound = sound and min(shape, default=0) >= 0 and math.prod(shape) == len(content)
+            sound = sound and len(shape) <= 4 and all(type(n) is int and 0 <= n <= len(content) for n in shape)
+            sound = sound and math.prod(shape) == len(content)
         except (TypeError, ValueError):
             sound = False
         if not sound:
@@ -80,14 +81,36 @@ ALLOWED = {
 }
 
 
+class Texts(dict):
+    """A dictionary of which every key is a text: tuples of tuples, and numbers chosen to collide, take hours to hash."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, bytes | str):
+            raise pickle.UnpicklingError(f"a key of type {type(key).__name__}; allowed: texts")
+        super().__setitem__(key, value)
+
+
 class Restricted(pickle._Unpickler):
     """A pickle may name any function and have it called; this one finds those that arrays need.
 
     It is Python's own, not the one in C: a damaged pickle makes that one clear gigabytes for its notes.
     """
 
-    # without the order that has memory cleared before its bytes are looked for; Python 2 has none
-    dispatch = {order: done for order, done in pickle._Unpickler.dispatch.items() if order != pickle.BYTEARRAY8[0]}
+    # without the order that has memory cleared before its bytes are looked for, and sets; Python 2 has none
+    dispatch = dict(pickle._Unpickler.dispatch)
+    for order in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.FROZENSET):
+        del dispatch[order[0]]
+
+    def load_empty_dictionary(self) -> None:
+        self.append(Texts())
+
+    def load_dict(self) -> None:
+        items, made = self.pop_mark(), Texts()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            made[key] = value
+        self.append(made)
+
+    dispatch[pickle.EMPTY_DICT[0]], dispatch[pickle.DICT[0]] = load_empty_dictionary, load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
