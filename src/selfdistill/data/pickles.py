@@ -4,7 +4,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
@@ -82,7 +82,7 @@ ALLOWED = {
 
 
 class Texts(dict):
-    """A dictionary of which every key is a text: tuples of tuples, and numbers chosen to collide, take hours to hash."""
+    """A dictionary whose keys are texts: tuples of tuples, and numbers chosen to collide, take hours to hash."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, bytes | str):
@@ -96,21 +96,12 @@ class Restricted(pickle._Unpickler):
     It is Python's own, not the one in C: a damaged pickle makes that one clear gigabytes for its notes.
     """
 
-    # without the order that has memory cleared before its bytes are looked for, and sets; Python 2 has none
-    dispatch = dict(pickle._Unpickler.dispatch)
-    for order in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.FROZENSET):
+    # without the order that has memory cleared before its bytes are looked for, and sets, which Python 2 lacks,
+    # and without the dictionaries of protocol 0, which these files are not of
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    for order in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.FROZENSET, pickle.DICT):
         del dispatch[order[0]]
-
-    def load_empty_dictionary(self) -> None:
-        self.append(Texts())
-
-    def load_dict(self) -> None:
-        items, made = self.pop_mark(), Texts()
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            made[key] = value
-        self.append(made)
-
-    dispatch[pickle.EMPTY_DICT[0]], dispatch[pickle.DICT[0]] = load_empty_dictionary, load_dict
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(Texts())
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:

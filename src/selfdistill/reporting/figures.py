@@ -83,16 +83,18 @@ def refuse_foreign_rows(folder: Path, tables: Tables) -> None:
     or lines of it are lost."""
     runs = set(zip(tables["runs"].model, tables["runs"].variant, strict=True))
     if unknown := set(tables["runs"].method) - set(methods.names()):
-        raise OutsideError(f"{folder / 'runs'}.csv: {min(unknown)!a} is not a method; `selfdistill tables` writes it again")
+        raise OutsideError(
+            f"{folder / 'runs'}.csv: {min(unknown)!a} is not a method; `selfdistill tables` writes it again"
+        )
     if (column := f"test_{headline_number(tables)[0]}") not in tables["runs"]:
         raise lacking(folder / "runs.csv", column)
     for name, table in tables.items():
-        column = "of" if name == "contrasts" else "variant"
-        for row in zip(table.model, table[column], strict=True):
+        drawn = table.dropna(subset="difference") if name == "contrasts" else table  # of others it says that none ran
+        for row in zip(drawn.model, drawn["of" if name == "contrasts" else "variant"], strict=True):
             if row not in runs:
                 raise OutsideError(
-                    f"{folder / name}.csv: {row[1]!a} of {row[0]!a} is not in runs.csv; `selfdistill tables` writes both "
-                    "again"
+                    f"{folder / name}.csv: {row[1]!a} of {row[0]!a} is not in runs.csv; `selfdistill tables` "
+                    "writes both again"
                 )
 
 
@@ -113,7 +115,7 @@ def draw_own(analysis: str, folder: Path, ax: Axes, tables: Tables, style: Style
         asked = asked[0] if isinstance(asked, list) else asked
         if asked in tables[analysis] or asked not in [*about["numbers"], *([style.key] if about.get("beside") else [])]:
             raise
-        raise lacking(folder / f"{analysis}.csv", asked) from error
+        raise lacking(folder / f"{analysis}.csv", str(asked)) from error
 
 
 def lacking(path: Path, column: str) -> OutsideError:

@@ -5,7 +5,7 @@ leading estimated number are `NAME` and `half_width`, those of the others `NAME`
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -196,24 +196,27 @@ def with_ratios(numbers: dict[str, dict], table: pd.DataFrame, control: str) -> 
 def fault_of(name: str, table: pd.DataFrame) -> str | None:
     """What shows that a table of this name, such as `accuracy` or `accuracy_all`, is not as it was written; None where
     nothing does."""
-    texts, keys, numbers, allowed = columns_written(name, table)
-    lacking = [column for column in (*texts, *keys, *numbers) if column not in table]
-    if lacking:
-        return f"no column {', '.join(lacking)}"
+    return next(faults_of(table, *columns_written(name, table)), None)
+
+
+def faults_of(
+    table: pd.DataFrame, texts: list[str], keys: list[str], numbers: list[str], allowed: set[str]
+) -> Iterator[str]:
+    if lacking := [column for column in (*texts, *keys, *numbers) if column not in table]:
+        yield f"no column {', '.join(lacking)}"
     if foreign := [column for column in table if column not in allowed]:
-        return f"column {foreign[0]!r} without what stands beside it"
+        yield f"column {foreign[0]!r} without what stands beside it"
     if table.empty:
-        return "no rows"
+        yield "no rows"
     for column in texts:
         if table[column].isna().any():
-            return f"an empty cell in column {column}"
+            yield f"an empty cell in column {column}"
     for column in numbers:
         if not pd.api.types.is_numeric_dtype(table[column]):
             wrong = table[column][pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()]
-            return f"line {wrong.index[0] + 2}: {str(wrong.iloc[0])[:80]!r} in column {column}; allowed: a number"
+            yield f"line {wrong.index[0] + 2}: {str(wrong.iloc[0])[:80]!r} in column {column}; allowed: a number"
     if "control" in table and table.control.dtype != bool:
-        return "column control; allowed: True or False in every row"
-    return None
+        yield "column control; allowed: True or False in every row"
 
 
 def columns_written(name: str, table: pd.DataFrame) -> tuple[list[str], list[str], list[str], set[str]]:
@@ -223,9 +226,9 @@ def columns_written(name: str, table: pd.DataFrame) -> tuple[list[str], list[str
     table has.
     """
     if name in OTHERS:
-        texts, numbers = OTHERS[name]
+        texts, found = OTHERS[name]
         tests = [column for column in table if name == "runs" and column.startswith("test_")]
-        return list(texts), [], [*numbers, *tests], set(table)
+        return list(texts), [], [*found, *tests], set(table)
     every = name.endswith("_all")
     analysis = name.removesuffix("_all").removesuffix("_tuned")
     known = {key: n for key, n in analyses.about(analysis)["numbers"].items() if every or n["shown"] != "runs"}
@@ -240,4 +243,3 @@ def columns_written(name: str, table: pd.DataFrame) -> tuple[list[str], list[str
     possible = {f"{key}_{word}" for key in known for word in BESIDE} | {*BESIDE}
     allowed = set(table) - (possible - set(beside) - set(known))
     return [*NAMED, *group], keys, numbers or list(known)[:1], allowed
-
