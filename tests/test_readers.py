@@ -484,7 +484,7 @@ STORED = b"\x80\2}U\4datacnumpy\nndarray\n)\x81(K\1%scnumpy\ndtype\nU\2u1\x85RK\
     [
         (lambda whole: whole[:-1] + b"U\x0bfine_labels" + grown(9) + b"s.", "labels that are no numbers"),
         (lambda whole: b"\x80\2}(" + COLLIDING + b"u.", "a key of type int"),
-        (lambda whole: b"\x80\2(" + COLLIDING + b"d.", "a key of type int"),
+        (lambda whole: b"\x80\2(" + COLLIDING + b"d.", "not the published pickle"),
         (lambda whole: b"\x80\4\x8f(" + COLLIDING.replace(b"N", b"") + b"\x90.", "not the published pickle"),
         (lambda whole: STORED % (b"(" + LONG + b"h\1" * 20_000 + b"t"), "data of other numbers than it says"),
     ],
