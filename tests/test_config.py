@@ -191,6 +191,8 @@ def test_a_broken_study_is_refused_with_the_place_named(key, value, part, tmp_pa
         ("a: &x [*x]\nb: !!python/object:os.system {}\n", "not valid YAML"),
         ("a: *unknown\n", "not valid YAML"),
         ("? [a, b]\n: c\n", "not valid YAML"),
+        ("a: !!int ''\n", 'line 1, column 4: tag:yaml.org,2002:int "": write it without the tag'),
+        ("a: !!float 'nan'\n", "write it without the tag"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(text, part, tmp_path, capsys):
@@ -216,6 +218,14 @@ def test_all_faults_are_told_at_once(tmp_path):
         read_study(path)
     for place in ("recipe.epochs", "seeds", "methods[6]", "hyper.byot.alpha"):
         assert place in str(error.value)
+
+
+def test_a_value_of_any_length_does_not_fill_the_screen(tmp_path, capsys):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(broken("dataset", "a" * 100_000)))
+    lines = refusal(path, capsys).splitlines()
+    assert any(": dataset: " in line for line in lines)
+    assert max(map(len, lines)) < 2_000 + len(str(path)) + 10
 
 
 def test_a_refusal_takes_less_than_two_seconds(tiny_study, tmp_path):

@@ -96,6 +96,14 @@ def zipped(*more: tuple, content=CONTENT) -> bytes:
     return buffer.getvalue()
 
 
+def damaged_lzma() -> bytes:
+    """A zip whose labels are packed with LZMA, with settings that LZMA does not have."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("set/labels.bin", CONTENT["set/labels.bin"])
+    return changed(buffer.getvalue(), b"\x09\x04\x05\0\x5d", b"\x09\x04\x05\0\xff")
+
+
 def changed(content: bytes, old: bytes, new: bytes) -> bytes:
     assert content.count(old)
     return content.replace(old, new)
@@ -152,6 +160,12 @@ FALSE_HEADERS = {
     "a folder of -512 bytes": (header(b"a/", tarfile.DIRTYPE, -512) + END, "'a' has -512 bytes"),
     "a name of -512 bytes": (header(b"a", tarfile.GNUTYPE_LONGNAME, -512) + END, "'a' has -512 bytes"),
     "a file of holes": (header(b"a", tarfile.GNUTYPE_SPARSE, 512) + END, "special file"),
+    "a second header that is cut off": (FIRST + header(b"a")[:300], "a header is cut off or damaged|ends too early"),
+    "a second header that is damaged": (
+        FIRST + header(b"a").replace(b"a", b"b", 1) + END,
+        "header is cut off or damaged",
+    ),
+    "a tar without its end": (FIRST, "a header is cut off or damaged|ends too early"),
     "a file of endless holes": (
         extended(HOLES, header(b"a", size=9)) + b"9\n".ljust(512, b"1"),
         "special file",
@@ -222,6 +236,7 @@ HOSTILE = {  # the hash is the catalogue's: what is inside must be refused
     "a zip bomb": ("x.zip", zipped(("set/zeros", bytes(2**24)))),
     "a zip bomb of overlapping members": ("x.zip", overlapping_zip()),
     "a wrong checksum in a zip": ("x.zip", zipped().replace(zipped()[14:18], b"\1\2\3\4")),
+    "another compression, damaged": ("x.zip", damaged_lzma()),
     "a zip without its end": ("x.zip", zipped()[:-30]),
     "a tar that ends in a member": ("x.tar.gz", gzip.compress(tarred(mode="w")[:30_000])),
     "a gzip file that ends too early": ("x.tar.gz", tarred()[:-300]),

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from safetensors.numpy import load_file
 from scipy.io import savemat
 from test_data import cifar_split, member, python2_pickle, tar
 
+from selfdistill.data import cifar
 from selfdistill.data.catalogue import DataEntry, read_catalogue
 from selfdistill.data.fetch import MIRROR, FetchError, fetch
 from selfdistill.data.images import sized, upright
 from selfdistill.data.prepare import prepare
 from selfdistill.data.prepared.packed import PackedSplit, centre_cropped
+from selfdistill.data.reading import DataError
 from selfdistill.errors import UserError
 from selfdistill.params import read_study
 from selfdistill.schema import ConfigError
@@ -463,6 +466,68 @@ def test_damaged_files_are_refused_in_one_line_by_name_and_leave_nothing(name, t
         (raw / name / file).write_bytes(whole)
     assert len(said) > 10
     assert all(name in fault and len(fault.splitlines()) == 1 for fault in said)
+
+
+def grown(levels: int) -> bytes:
+    """Of a pickle: a list of ten lists, which are one, of ten lists, and so on; a few bytes stand for 10^levels."""
+    level = b"".join(b"0(" + b"h%c" % i * 10 + b"lq%c" % (i + 1) for i in range(100, 100 + levels))
+    return b"K\1q%c" % 100 + level
+
+
+LONG = b"\x8b" + (10**6).to_bytes(4, "little") + b"\7" * 10**6 + b"q\1"
+COLLIDING = b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 150_001))
+STORED = b"\x80\2}U\4datacnumpy\nndarray\n)\x81(K\1%scnumpy\ndtype\nU\2u1\x85RK\0U\3abctbsU\x0bfine_labels]K\1as."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda whole: whole[:-1] + b"U\x0bfine_labels" + grown(9) + b"s.", "labels that are no numbers"),
+        (lambda whole: b"\x80\2}(" + COLLIDING + b"u.", "a key of type int"),
+        (lambda whole: b"\x80\2(" + COLLIDING + b"d.", "not the published pickle"),
+        (lambda whole: b"\x80\4\x8f(" + COLLIDING.replace(b"N", b"") + b"\x90.", "not the published pickle"),
+        (lambda whole: STORED % (b"(" + LONG + b"h\1" * 20_000 + b"t"), "data of other numbers than it says"),
+    ],
+    ids=["labels in lists", "colliding keys", "colliding keys of a whole", "a set", "a shape of long numbers"],
+)
+def test_a_pickle_of_a_few_bytes_takes_no_time_without_end(change, words, tmp_path):
+    files = small_sets()["cifar100"]
+    for file, whole in files.items():
+        (tmp_path / file).write_bytes(whole)
+    (tmp_path / "train").write_bytes(change(files["train"]))
+    begun = time.process_time()
+    with pytest.raises(DataError, match=rf"train: .*{words}") as error:
+        cifar.read(tmp_path)
+    assert time.process_time() - begun < 5
+    assert len(str(error.value).splitlines()) == 1
+
+
+def idx_images(*shape: int) -> bytes:
+    return struct.pack(">4B3I", 0, 0, 8, 3, *shape) + bytes(np.prod(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("fashion-mnist", {"train-images-idx3-ubyte": idx_images(20, 0, 0)}, "at least one image of one pixel"),
+        ("fashion-mnist", {"t10k-images-idx3-ubyte": idx_images(20, 2, 8)}, "allowed: one form in all splits"),
+        (
+            "cifar10-c",
+            {"CIFAR-10-C.tar": tar(*[member(f"{place}/labels.npy", npy(np.zeros(50, int))) for place in "ab"])},
+            "two files labels.npy",
+        ),
+    ],
+)
+def test_images_and_labels_that_no_network_could_be_tested_with_are_refused(name, changes, words, tmp_path):
+    content = CATALOGUE[name].model_dump() | {"images": None, "split": SPLITS.get(name, {})}
+    raw, prepared = tmp_path / "raw", tmp_path / "prepared"
+    (raw / name).mkdir(parents=True)
+    for file, whole in (small_sets()[name] | changes).items():
+        (raw / name / file).write_bytes(whole)
+    fault = refusal(name, DataEntry.model_validate(content), raw, prepared)
+    assert words in fault
+    assert len(fault.splitlines()) == 1
+    assert not any(prepared.rglob("*"))
 
 
 def refusal(name: str, entry: DataEntry, raw: Path, prepared: Path) -> str | None:

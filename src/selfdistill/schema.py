@@ -31,6 +31,7 @@ STUDY, CATALOGUE = 2**18, 2**21  # bytes of a params.yaml and of the catalogue, 
 DEPTH = 50  # of what is nested; libyaml, asked to build 60,000 levels, ends the process
 VALUES = 200_000  # that a file stands for, at most: a few aliases of aliases stand for thousands of millions
 FAULTS = 100  # of a file that are told
+LINE = 2000  # letters of a fault, at most: the longest list of what is known has some 1,000
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 600 kB: 2 s, 15 s in Python
 
@@ -74,6 +75,8 @@ def as_dvc_reads(node: yaml.ScalarNode, loader: yaml.SafeLoader) -> None:
     """Make a plain scalar a number that only YAML 1.2 calls one, as DVC writes 0.00005; any other that the versions
     read differently is refused, and so is a date, which is text by the letter of 1.2."""
     text = node.value
+    if node.style and node.tag != TEXT:
+        raise ForeignValueError(None, None, f"{node.tag} {shown(text)}: write it without the tag", node.start_mark)
     if node.style or (text.isdecimal() and str(int(text[:20])) == text[:20]) or (text.isalpha() and len(text) > 5):
         return
     if node.tag != loader.resolve(yaml.ScalarNode, text, (True, False)):
@@ -223,7 +226,12 @@ def all_faults(path: Path, faults: Iterable[str]) -> str:
     """The faults of a file, each once and in a line of its own."""
     told = list(islice(dict.fromkeys(faults), FAULTS + 1))
     further = ["further faults, which are not shown"] if told[FAULTS:] else []
-    return "\n".join(printable(f"{path}: {fault}") for fault in [*told[:FAULTS], *further])
+    return "\n".join(printable(f"{path}: {cut(fault)}") for fault in [*told[:FAULTS], *further])
+
+
+def cut(fault: str) -> str:
+    """A fault with the beginning of a value that would fill the screen."""
+    return fault if len(fault) <= LINE else f"{fault[:LINE]}..."
 
 
 def in_words(fault: dict, schema: type[BaseModel]) -> str:

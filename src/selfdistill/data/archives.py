@@ -6,6 +6,7 @@ leaves its folder, a member is a link or a device, is there twice, or unpacks to
 """
 
 import gzip
+import lzma
 import re
 import stat
 import struct
@@ -34,6 +35,7 @@ DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     OSError,
     ValueError,
@@ -112,6 +114,8 @@ def tar_members(path: Path, most: int) -> Iterator[tuple[str, int, IO[bytes]]]:
 class Member(tarfile.TarInfo):
     """A header that is refused before tarfile trusts what it says of the bytes that follow.
 
+    A tar ends in a block of zeros: a header that is cut off, damaged or missing, which tarfile takes for the end
+    where members came before, is refused too, for nobody could say what followed.
     Of a file of holes tarfile reads a map as long as that map says, also past the end: the map is not read."""
 
     EXTENDING = (
@@ -124,7 +128,12 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
-        member = super().frombuf(buf, encoding, errors)
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise ArchiveError(f"a header is cut off or damaged ({error})") from None
         if member.type in cls.EXTENDING and member.size > HEADER:
             raise ArchiveError(f"a header of {member.size:,} bytes; allowed: {HEADER:,}")
         if member.type == tarfile.GNUTYPE_SPARSE:

@@ -33,7 +33,10 @@ def tests(raw: Path, entry: "DataEntry") -> Iterator[tuple[str, dict[str, np.nda
 def corrupted(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """A file of a corruption holds the test images at severity 1, then all of them at 2, and so on."""
     with open(path, "rb") as file:
-        found = {name.rpartition("/")[2]: place for name, place in archives.tar_index(file).items()}
+        found: dict[str, tuple[int, int]] = {}
+        for name, place in archives.tar_index(file).items():
+            if found.setdefault(name.rpartition("/")[2], place) != place:
+                raise DataError(f"{path}: two files {name.rpartition('/')[2]} in it; fetch it again")
         if "labels.npy" not in found:
             raise DataError(f"{path}: no labels.npy in it; fetch it again")
         labels = member(file, found.pop("labels.npy"), f"{path}: labels.npy")

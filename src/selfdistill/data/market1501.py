@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # its library, pydantic, is not needed to prepare data
     from selfdistill.data.catalogue import DataEntry
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d+_.+\.jpg")
+NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d+_.+\.jpg", re.ASCII)
 
 
 def image_files(raw: Path, entry: "DataEntry") -> dict[str, ImageFiles]:

@@ -4,7 +4,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class Stored:
         try:
             _, shape, kind, columns_first, content = self.state
             sound = isinstance(kind, Kind) and kind.name in ("u1", b"u1") and isinstance(content, bytes)
-            sound = sound and min(shape, default=0) >= 0 and math.prod(shape) == len(content)
+            sound = sound and len(shape) <= 4 and all(type(n) is int and 0 <= n <= len(content) for n in shape)
+            sound = sound and math.prod(shape) == len(content)
         except (TypeError, ValueError):
             sound = False
         if not sound:
@@ -80,14 +81,27 @@ ALLOWED = {
 }
 
 
+class Texts(dict):
+    """A dictionary whose keys are texts: tuples of tuples, and numbers chosen to collide, take hours to hash."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, bytes | str):
+            raise pickle.UnpicklingError(f"a key of type {type(key).__name__}; allowed: texts")
+        super().__setitem__(key, value)
+
+
 class Restricted(pickle._Unpickler):
     """A pickle may name any function and have it called; this one finds those that arrays need.
 
     It is Python's own, not the one in C: a damaged pickle makes that one clear gigabytes for its notes.
     """
 
-    # without the order that has memory cleared before its bytes are looked for; Python 2 has none
-    dispatch = {order: done for order, done in pickle._Unpickler.dispatch.items() if order != pickle.BYTEARRAY8[0]}
+    # without the order that has memory cleared before its bytes are looked for, and sets, which Python 2 lacks,
+    # and without the dictionaries of protocol 0, which these files are not of
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    for order in (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.FROZENSET, pickle.DICT):
+        del dispatch[order[0]]
+    dispatch[pickle.EMPTY_DICT[0]] = lambda self: self.append(Texts())
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:

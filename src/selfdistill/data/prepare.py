@@ -188,6 +188,11 @@ def read_published(
     if hasattr(reader, "read"):
         splits = {part: labelled(f"{raw}: {part}", *arrays) for part, arrays in reader.read(raw).items()}
         counted(name, entry, {part: len(labels) for part, (_, labels) in splits.items()})
+        forms = {part: images.shape[1:] for part, (images, _) in splits.items()}
+        if len(set(forms.values())) > 1:
+            raise DataError(
+                f"{raw}: images of {forms}, channels first; allowed: one form in all splits; fetch it again"
+            )
         return {part: Pixels(*arrays, np.arange(len(arrays[1]))) for part, arrays in splits.items()}, {}, [], white
     form = entry.image
     if form is None:

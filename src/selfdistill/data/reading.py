@@ -66,16 +66,19 @@ def gunzipped(path: Path) -> bytes:
 def labelled(place: Path | str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Images, uint8 N x C x H x W, and their labels, int64 N from 0; DataError for anything else.
 
-    labels: an array or a list.  Numbers with a fraction are refused, not cut: they are not classes.
+    labels: an array or a list.  Numbers with a fraction are refused, not cut: they are not classes.  So is whatever
+    else stands in a list, before NumPy makes an array of it: a few lists of lists stand for thousands of millions.
     """
+    if isinstance(labels, list | tuple) and not all(isinstance(label, int | float) for label in labels):
+        raise DataError(f"{place}: labels that are no numbers; allowed: whole numbers from 0")
     images, given = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(f"{place}: images {images.dtype} {images.shape}; allowed: uint8 N x C x H x W")
     if given.shape != (len(images),):
         found = f"{len(given):,} labels" if given.ndim == 1 else f"labels {given.shape}"
         raise DataError(f"{place}: {len(images):,} images and {found}; allowed: one label for each image")
-    if not len(images):
-        raise DataError(f"{place}: no images; allowed: at least one")
+    if not images.size:
+        raise DataError(f"{place}: {images.shape} pixels; allowed: at least one image of one pixel")
     if given.dtype.kind not in "iu":
         raise DataError(f"{place}: labels of type {given.dtype}; allowed: whole numbers from 0")
     if given.min() < 0:

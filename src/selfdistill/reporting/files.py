@@ -13,13 +13,23 @@ if TYPE_CHECKING:  # a package of the extra `pipeline`, which takes half a secon
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """A table that `tables` wrote.  OutsideError: it is not there, or none; the message says so."""
+    """A table that `tables` wrote.  OutsideError: it is not there, or is not as it was written; the message says so.
+
+    A figure or page of a damaged one would end in a fault of pandas that names no file, or show what is not so."""
     import pandas as pd
 
+    from selfdistill.summary.table import fault_of
+
     with untrusted(OutsideError, path, "cannot be read", "`selfdistill tables` writes it again"):
-        if merge_mark(path.read_bytes()):
+        content = path.read_bytes()
+        if merge_mark(content):
             raise ValueError("it holds the marks of a merge that was not finished")
-        return pd.read_csv(path)
+        if not content.endswith(b"\n"):
+            raise ValueError("it is cut off: its last line has no end")
+        table = pd.read_csv(path)
+        if fault := fault_of(path.stem, table):
+            raise ValueError(fault)
+        return table
 
 
 def write_whole(folder: Path, contents: dict[Path, bytes]) -> None:
