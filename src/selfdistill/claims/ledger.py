@@ -24,7 +24,7 @@ from selfdistill.claims.declared import Asked, Claim, Claims, Cost, Paired, Pape
 from selfdistill.claims.evidence import described, row_words
 from selfdistill.errors import UserError
 from selfdistill.reporting.entries import Host
-from selfdistill.reporting.files import read_table
+from selfdistill.reporting.files import read_tables
 from selfdistill.reporting.records import told
 from selfdistill.schema import CATALOGUE, read_yaml
 from selfdistill.summary import AT_LEVEL
@@ -108,8 +108,7 @@ def read_found(folder: Path) -> Found:
 
 def read_evidence(results: Path) -> dict[str, pd.DataFrame]:
     """The tables that claims rest on, those of all analyses among them; none of a study that has not run."""
-    paths = {name: results / "tables" / f"{name}.csv" for name in ("contrasts", "claims", *analyses.names())}
-    return {name: read_table(path) for name, path in paths.items() if path.is_file()}
+    return read_tables(results / "tables", ("contrasts", "claims", *analyses.names()))
 
 
 def entry_of(name: str, claim: Claim, paper: Paper, found: dict[str, Found]) -> Entry:

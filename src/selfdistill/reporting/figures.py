@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selfdistill import analyses, methods
-from selfdistill.outside import OutsideError
-from selfdistill.reporting.files import read_table, write_whole
+from selfdistill import analyses
+from selfdistill.reporting.files import read_tables, write_whole
 from selfdistill.reporting.inline import run_id
 from selfdistill.search import TUNED
 from selfdistill.summary import AT_LEVEL, METADATA, STYLE
@@ -26,23 +25,15 @@ from selfdistill.summary.text import exit_words, headline_number
 CUT = 2.5  # what lies further out than so many times the median reach of an interval is cut off, with an arrow
 # without dates and versions, so that the same picture is the same file
 Tables = dict[str, pd.DataFrame]
-NEEDED = "runs", "curves"
-BESIDE = "contrasts", "expected_best", *NEEDED
+BESIDE = "contrasts", "expected_best", "runs", "curves"
 Draw = Callable[[Axes, Tables, Style], None]
 
 
 def draw_figures(results: Path) -> None:
     """Draw every figure of results/tables into results/figures."""
-    tables = {
-        name: read_table(results / "tables" / f"{name}.csv")
-        for name in (
-            *(f"{name}{kind}" for name in analyses.names() for kind in ("", "_all")),
-            *(f"{name}_tuned" for name in analyses.headlines()),
-            *BESIDE,
-        )
-        if name in NEEDED or (results / "tables" / f"{name}.csv").is_file()
-    }
-    refuse_foreign_rows(results / "tables", tables)
+    names = (f"{name}{kind}" for name in analyses.names() for kind in ("", "_all"))
+    again = (f"{name}_tuned" for name in analyses.headlines())
+    tables = read_tables(results / "tables", (*names, *again, *BESIDE))
     headline = headline_in(tables)
     style = style_of(tables)
     with plt.style.context(STYLE, after_reset=True):  # of a matplotlibrc of the user nothing is taken
@@ -64,7 +55,7 @@ def draw_figures(results: Path) -> None:
                 elif hasattr(module, "draw"):
                     size = module.size(style) if hasattr(module, "size") else style.panel
                     grouped = style.many and getattr(module, "GROUPED", False)
-                    figures.append((name, partial(draw_own, analysis, results / "tables"), size, grouped))
+                    figures.append((name, partial(draw_own, analysis), size, grouped))
                 else:
                     figures.append((name, partial(draw_kind, analysis, kind), style.row_each, False))
         drawn: dict[Path, bytes] = {}
@@ -78,48 +69,15 @@ def draw_figures(results: Path) -> None:
     write_whole(results / "figures", drawn)
 
 
-def refuse_foreign_rows(folder: Path, tables: Tables) -> None:
-    """OutsideError: a network's variant that has no run, or a run that does not say what is drawn: a table was changed,
-    or lines of it are lost."""
-    runs = set(zip(tables["runs"].model, tables["runs"].variant, strict=True))
-    if unknown := set(tables["runs"].method) - set(methods.names()):
-        raise OutsideError(
-            f"{folder / 'runs'}.csv: {min(unknown)!a} is not a method; `selfdistill tables` writes it again"
-        )
-    if (column := f"test_{headline_number(tables)[0]}") not in tables["runs"]:
-        raise lacking(folder / "runs.csv", column)
-    for name, table in tables.items():
-        drawn = table.dropna(subset="difference") if name == "contrasts" else table  # of others it says that none ran
-        for row in zip(drawn.model, drawn["of" if name == "contrasts" else "variant"], strict=True):
-            if row not in runs:
-                raise OutsideError(
-                    f"{folder / name}.csv: {row[1]!a} of {row[0]!a} is not in runs.csv; `selfdistill tables` "
-                    "writes both again"
-                )
-
-
 def style_of(tables: Tables) -> Style:
     """Of all networks together."""
     table, (key, _, words) = tables[headline_in(tables)], headline_number(tables)
     return Style(looks_of(tables["runs"]), table, key, words[0].lower() + words[1:], table.variant.nunique())
 
 
-def draw_own(analysis: str, folder: Path, ax: Axes, tables: Tables, style: Style) -> None:
-    """By the analysis' own code.  OutsideError: it asks for a number of the analysis that the table in `folder` lacks;
-    whatever else it raises passes, for it is a fault of that code."""
-    every, about = tables.get(f"{analysis}_all", tables[analysis]), analyses.about(analysis)
-    try:
-        analyses.load(analysis).draw(ax, tables[analysis], replace(style, every=every))
-    except (KeyError, AttributeError) as error:
-        asked = error.name if isinstance(error, AttributeError) else error.args[0]
-        asked = asked[0] if isinstance(asked, list) else asked
-        if asked in tables[analysis] or asked not in [*about["numbers"], *([style.key] if about.get("beside") else [])]:
-            raise
-        raise lacking(folder / f"{analysis}.csv", str(asked)) from error
-
-
-def lacking(path: Path, column: str) -> OutsideError:
-    return OutsideError(f"{path}: no column {column}; `selfdistill tables` writes it again")
+def draw_own(analysis: str, ax: Axes, tables: Tables, style: Style) -> None:
+    every = tables.get(f"{analysis}_all", tables[analysis])
+    analyses.load(analysis).draw(ax, tables[analysis], replace(style, every=every))
 
 
 def draw_kind(analysis: str, kind: dict, ax: Axes, tables: Tables, style: Style) -> None:

@@ -16,7 +16,7 @@ from selfdistill.claims.declared import Claims, published, read_claims
 from selfdistill.claims.ledger import Entry, ledger_of
 from selfdistill.files import write_atomically
 from selfdistill.params import purpose
-from selfdistill.reporting.files import read_table
+from selfdistill.reporting.files import read_tables
 from selfdistill.reporting.page import OVERVIEW, Link, headline, rendered, sortable
 
 
@@ -49,11 +49,7 @@ def study_of(name: str, folder: Path, root: Path) -> dict[str, Any]:
     """A study: what it is for and, where it has a page, what it found and the way there."""
     results = folder / "results"
     found = {"name": name, "purpose": purpose(folder / "params.yaml"), "page": "", "headline": ""}
-    tables = {
-        table: read_table(path)
-        for table in ("contrasts", *analyses.headlines())
-        if (path := results / "tables" / f"{table}.csv").is_file()
-    }
+    tables = read_tables(results / "tables", ("contrasts", *analyses.headlines()))
     numbers = next((tables[table] for table in analyses.headlines() if table in tables), None)
     if not (results / "index.html").is_file() or numbers is None:
         return found

@@ -21,7 +21,7 @@ from selfdistill.config import Contrast, Study
 from selfdistill.files import write_atomically
 from selfdistill.params import purpose
 from selfdistill.reporting import tables
-from selfdistill.reporting.files import read_table
+from selfdistill.reporting.files import read_tables
 from selfdistill.reporting.inline import inline_svg, run_id
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.search import TUNED, untuned
@@ -55,11 +55,8 @@ FIGURES = {
 def write_page(study: Study, params: Path) -> None:
     """Write results/index.html from the study's records, tables and figures."""
     records = read_records(study)
-    frames = {
-        name: read_table(path)
-        for name in (*analyses.names(), *(f"{name}_tuned" for name in analyses.names()), *BESIDE)
-        if (path := study.results / "tables" / f"{name}.csv").is_file()
-    }
+    again = (f"{name}_tuned" for name in analyses.names())
+    frames = read_tables(study.results / "tables", (*analyses.names(), *again, *BESIDE))
     main = headline_in(frames)
     _, _, words = headline_number(frames)
     used = list(dict.fromkeys(study.variant(name).method for name in study.all_variants))

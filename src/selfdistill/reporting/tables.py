@@ -20,7 +20,7 @@ from selfdistill.claims.declared import read_claims, study_here
 from selfdistill.claims.evidence import evidence_table
 from selfdistill.config import Study
 from selfdistill.reporting.contrasts import Right, contrast_table, effect_of, network_table, reader
-from selfdistill.reporting.files import write_whole
+from selfdistill.reporting.files import SUMS, sums_of, write_whole
 from selfdistill.reporting.records import machine, read_records
 from selfdistill.reporting.tuning import best_table, winners_table
 from selfdistill.search import TUNED, untuned
@@ -78,8 +78,10 @@ def write_tables(study: Study) -> None:
         files[folder / "claims.csv"] = as_csv("claims", evidence)
     files[folder / "runs.csv"] = as_csv("runs", run_table(every, study.selection))
     files[folder / "curves.csv"] = as_csv("curves", curve_table(records))
-    files[study.results / "metrics.json"] = as_json(metrics(joined(found, again), every))
-    write_whole(folder, {path: text.encode() for path, text in files.items()})
+    contents = {path: text.encode() for path, text in files.items()}
+    contents[folder / SUMS] = sums_of(contents)
+    contents[study.results / "metrics.json"] = as_json(metrics(joined(found, again), every)).encode()
+    write_whole(folder, contents)
 
 
 def joined(found: dict[str, pd.DataFrame], again: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -5,7 +5,7 @@ leading estimated number are `NAME` and `half_width`, those of the others `NAME`
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -20,25 +20,6 @@ from selfdistill.summary.statistics import Effect, mean_interval, paired_effect
 Runs = dict[int, dict]  # records by seed
 Effects = Callable[[Runs, Runs], Effect | None]  # of a variant's runs and the control's
 Found = dict[tuple, dict[int, dict]]  # rows of a variant by their keys, then by seed
-
-BESIDE = "half_width", "sd", "difference", "difference_half_width"  # of a number, in columns of their own
-# Columns of text and of numbers, at least, of the tables that are of no analysis.
-NAMED = ("model", "variant", "method", "title")
-OTHERS = {
-    "runs": ((*NAMED, "weights_sha256"), ("seed", "validation_best_epoch")),
-    "curves": (NAMED, ("epoch", "validation_accuracy", "validation_sd", "training_accuracy")),
-    "contrasts": (
-        ("model", "contrast", "of", "against", "title", "against_title", "exit", "verdict"),
-        ("n", "difference", "half_width", "margin", "p", "p_holm", "level", "low", "high", "smallest_found"),
-    ),
-    "networks": (
-        ("contrast", "title", "against_title"),
-        ("networks", "difference", "p_wilcoxon", "probability_of_improvement"),
-    ),
-    "tuning": ((*NAMED, "value", "range"), ("n", "won_by_published", "times_published")),
-    "expected_best": (NAMED, ("trials", "n", "expected_best", "half_width")),
-    "claims": (("claim", "what", "verdict"), ("test", "n", "difference", "low", "high", "level")),
-}
 
 
 def table_of(
@@ -188,58 +169,3 @@ def with_ratios(numbers: dict[str, dict], table: pd.DataFrame, control: str) -> 
             before = next(iter(c for c in reversed(order[: order.index(key)]) if c in table), of)
             table.insert(table.columns.get_loc(before) + 1, key, table[of] / table.model.map(theirs))
     return table
-
-
-# ---- read again ----
-
-
-def fault_of(name: str, table: pd.DataFrame) -> str | None:
-    """What shows that a table of this name, such as `accuracy` or `accuracy_all`, is not as it was written; None where
-    nothing does."""
-    return next(faults_of(table, *columns_written(name, table)), None)
-
-
-def faults_of(
-    table: pd.DataFrame, texts: list[str], keys: list[str], numbers: list[str], allowed: set[str]
-) -> Iterator[str]:
-    if lacking := [column for column in (*texts, *keys, *numbers) if column not in table]:
-        yield f"no column {', '.join(lacking)}"
-    if foreign := [column for column in table if column not in allowed]:
-        yield f"column {foreign[0]!r} without what stands beside it"
-    if table.empty:
-        yield "no rows"
-    for column in texts:
-        if table[column].isna().any():
-            yield f"an empty cell in column {column}"
-    for column in numbers:
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            wrong = table[column][pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()]
-            yield f"line {wrong.index[0] + 2}: {str(wrong.iloc[0])[:80]!r} in column {column}; allowed: a number"
-    if "control" in table and table.control.dtype != bool:
-        yield "column control; allowed: True or False in every row"
-
-
-def columns_written(name: str, table: pd.DataFrame) -> tuple[list[str], list[str], list[str], set[str]]:
-    """(columns of text, keys of its rows, columns of numbers, all that may be there).
-
-    Which numbers of an analysis there are depends on its runs: what stands beside a number follows from those that the
-    table has.
-    """
-    if name in OTHERS:
-        texts, found = OTHERS[name]
-        tests = [column for column in table if name == "runs" and column.startswith("test_")]
-        return list(texts), [], [*found, *tests], set(table)
-    every = name.endswith("_all")
-    analysis = name.removesuffix("_all").removesuffix("_tuned")
-    known = {key: n for key, n in analyses.about(analysis)["numbers"].items() if every or n["shown"] != "runs"}
-    there = {key: number for key, number in known.items() if key in table}
-    run = dict.fromkeys(there)
-    beside = columns_of(there, [run]) | ({} if every else compared(there, {}, {}, False, None))
-    group = ["group"] if judged(there) else []
-    keys = [*key_columns(analysis, every), *(["control"] if "control" in beside else [])]
-    headlines = [analyses.about(other)["headline"] for other in analyses.headlines()]
-    stands = [column for column in table if column.removeprefix("own_test_") in headlines]
-    numbers = [column for column in dict.fromkeys([*there, *beside, *stands]) if column not in keys]
-    possible = {f"{key}_{word}" for key in known for word in BESIDE} | {*BESIDE}
-    allowed = set(table) - (possible - set(beside) - set(known))
-    return [*NAMED, *group], keys, numbers or list(known)[:1], allowed
