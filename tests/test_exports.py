@@ -269,7 +269,7 @@ DAMAGE = {
     "no selection": (changed(selection=None), "(selection None; allowed: last or validation)"),
     "results that are no numbers": (
         changed(reached=[{"exit": "1/4", "right": 1, "images": 2, "nll": math.nan, "ece": 0.1, "macs": 1}]),
-        "its record has what JSON cannot hold",
+        "(NaN in place of a number)",
     ),
     "own files that are elsewhere": (
         changed(network={**SLIM, "exits": True, "own": ["../mine.py"]}),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -182,9 +183,15 @@ def test_kill_minus_nine_loses_nothing(study, method):
     assert not present(study.folder, f".work/checkpoints/*-{method}-*")
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    (mask,) = re.findall(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_sigterm_saves_and_says_resume_me(study):
     process = start(study, "cskd")
-    time.sleep(1.2)  # torch is still being loaded, or the first steps are taken
+    wait_until(lambda: catches(process.pid, signal.SIGTERM), process)  # torch is still being loaded, or it trains
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == RESUME_ME == 75

@@ -299,7 +299,10 @@ def test_what_was_found_travels_with_the_records(tested, tmp_path):
             {"c": {"analysis": "robust", "data": "cifar10-c"}},
             "probes.c.analysis: 'robust' is no probe; did you mean 'robus",
         ),
-        ({"c": {"analysis": "accuracy", "data": "cifar10-c"}}, "'accuracy' is no probe; known: corruptions, flatness"),
+        (
+            {"c": {"analysis": "accuracy", "data": "cifar10-c"}},
+            "'accuracy' is no probe; known: corruptions, early_latency, flatness",
+        ),
         (
             {"c": {"analysis": "flatness", "data": "cifar10-c"}},
             "probes.c.data: 'cifar10-c' is not allowed with flatness; allowed: cifar10, the study's own",

@@ -64,7 +64,7 @@ class Stored:
         try:
             _, shape, kind, columns_first, content = self.state
             sound = isinstance(kind, Kind) and kind.name in ("u1", b"u1") and isinstance(content, bytes)
-            sound = sound and len(shape) <= 4 and all(type(n) is int and 0 <= n <= len(content) for n in shape)
+            sound = sound and len(shape) <= 4 and all(type(n) is int and 0 <= n < 2**63 for n in shape)
             sound = sound and math.prod(shape) == len(content)
         except (TypeError, ValueError):
             sound = False
