@@ -16,7 +16,6 @@ lock have cut it; exit code 1 if a round is wrong, whose folder is then kept.
 
 import argparse
 import ctypes
-import json
 import os
 import random
 import re
@@ -32,6 +31,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
+
+from selfdistill.locks import is_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -198,10 +199,7 @@ class Chaos:
     def is_list_cut(self) -> bool:
         """Whether DVC would refuse its list of the files in use, which it rewrites in place as well."""
         file = self.folder / ".dvc/tmp/rwlock"
-        try:
-            return file.is_file() and json.loads(file.read_text()) is None
-        except ValueError:
-            return True
+        return file.is_file() and not is_json(file)
 
     def faults(self) -> list[str]:
         """What differs from the undisturbed run, and what was left behind."""
