@@ -47,7 +47,7 @@ def analyse(inputs: "Probed", images: int, repeats: int) -> list[dict[str, Any]]
     network, data, names = inputs.network.eval(), inputs.dataset, inputs.exits
     whole = inputs.test(1_000_000)
     logits = inputs.logits(whole, "test")
-    correct = logits.argmax(dim=2) == whole.labels.cpu()
+    sure, correct = anytime.confidence(logits), logits.argmax(dim=2) == whole.labels.cpu()
     timed = data.normalise(whole.images[:images])
     rules: list[tuple[dict[str, Any], Callable[[Tensor], object]]] = [
         ({"rule": EXIT, "at": name, "accuracy": correct[k].double().mean().item()}, network.exit_module(k))
@@ -55,7 +55,7 @@ def analyse(inputs: "Probed", images: int, repeats: int) -> list[dict[str, Any]]
     ]
     for at, threshold in thresholds(inputs) if len(names) > 1 else ():
         each = [threshold] * (len(names) - 1)
-        accuracy = share(correct, anytime.exits_taken(anytime.confidence(logits), each))
+        accuracy = share(correct, anytime.exits_taken(sure, each))
         row = {"rule": CONFIDENCE, "at": at, "accuracy": accuracy, "threshold": threshold}
         rules.append((row, leaving(inputs, each)))
     seconds: dict[tuple[int, int], list[float]] = {(k, b): [] for b in BATCHES for k in range(len(rules))}
