@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfdistill import __version__
-from selfdistill.cli import NOUNS
+from selfdistill import __version__, methods
+from selfdistill.cli import NOUNS, main
 
 ROOT = Path(__file__).parents[1]
 STARTS = {
@@ -48,3 +48,13 @@ def test_what_is_read_to_its_end_is_whole():
 def test_every_noun_has_its_file_and_every_file_is_listed():
     files = {path.stem for path in (ROOT / "src/selfdistill/cli").glob("*.py")}
     assert {noun.__name__.rpartition(".")[2] for noun in NOUNS} == files - {"__init__", "common"}
+
+
+def test_code_that_is_no_python_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text("ABOUT = {}\n<<<<<<< HEAD\n")
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    monkeypatch.setattr(methods, "names", lambda: ["mine"])
+    assert main(["methods"]) == 1
+    assert (
+        capsys.readouterr().err == f"selfdistill methods: {tmp_path}/mine.py: line 2: no valid Python: invalid syntax\n"
+    )

@@ -110,8 +110,9 @@ def test_what_a_training_loads_is_in_its_closure(tmp_path):
 
 def test_code_that_is_no_python_is_named(tmp_path):
     (tmp_path / "own.py").write_text("def broken(:\n")
-    with pytest.raises(ValueError, match=r"own.py: line 1: no valid Python"):
+    with pytest.raises(SyntaxError) as raised:
         closure.code_sha256([tmp_path / "own.py"])
+    assert closure.invalid(raised.value) == f"{tmp_path}/own.py: line 1: no valid Python: invalid syntax"
 
 
 LOADED = """

@@ -264,7 +264,9 @@ def test_a_question_removes_nothing_and_a_run_says_what_it_removes(project, ques
     records = sorted((project / "results/records").rglob(f"{gone}/*.json"))
     assert hosts
     assert records
+    before = project.run("git", "diff").stdout  # params.yaml's alone
     project.run("snakemake", question)
+    assert project.run("git", "diff").stdout == before  # also what `check` writes, which is run to answer
     assert all(path.is_file() for path in records)
     done = project.run("snakemake", "--cores", "2")
     assert "results of cells that params.yaml no longer lists" in done.stderr

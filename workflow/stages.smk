@@ -1,5 +1,6 @@
 # The resolved stages of the study, and how Snakemake sees their outputs.
 
+import atexit
 import os
 import re
 import sys
@@ -10,10 +11,12 @@ sys.path.insert(0, str(ROOT / "src"))
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 
+from selfdistill.closure import invalid
 from selfdistill.errors import ConfigError, lacking
 from selfdistill.locks import restore, wait_for_others
 from selfdistill.pipeline import asked, claim, clear_locks, forced, read_stages
 from selfdistill.pruning import forget
+from selfdistill.questions import Question
 
 FORCED = "SELFDISTILL_FORCED"  # what Snakefile's command reads
 
@@ -28,9 +31,14 @@ try:
         clear_locks()
         for line in restore(ROOT):
             sys.stderr.write(f"{line}\n")
+    question = Question(FOLDER)
     STAGES = read_stages(FOLDER, mark=workflow.is_main_process)
+    question.answered()
+    atexit.register(question.put_back)
 except ConfigError as error:
     refuse(error)
+except SyntaxError as error:
+    refuse(invalid(error))
 except LockError:
     refuse("another DVC runs a stage of this checkout; wait for it, and give the same command again")
 except DvcException as error:
@@ -45,6 +53,7 @@ def begin():
         claim(FOLDER)
     except (ConfigError, OSError) as error:
         refuse(lacking(error) or error)
+    atexit.unregister(question.put_back)  # it was none
     wait_for_others(ROOT, jobs=False)  # a DVC that began while this file was read; one that begins now is refused
     forget(FOLDER)
     names = forced(workflow.dag_settings)

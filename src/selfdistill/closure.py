@@ -26,7 +26,7 @@ def code_sha256(roots: Iterable[Path], stop: Iterable[Path] = ()) -> str:
     """One hash over the closure of some files, by their names in the package (those outside by their bare name)
     and their executed code.  stop: files that are neither counted nor followed.
 
-    ValueError: a file is not valid Python of this version; the message says which and where.
+    SyntaxError: a file is not valid Python of this version; `invalid` says which and where.
     """
     digest = hashlib.sha256()
     for name, path in sorted((name_of(path), path) for path in closure(roots, stop)):
@@ -47,6 +47,11 @@ def closure(roots: Iterable[Path], stop: Iterable[Path] = ()) -> set[Path]:
     return found
 
 
+def invalid(error: SyntaxError) -> str:
+    """In a line, which file is not valid Python, and where."""
+    return f"{error.filename}: line {error.lineno}: no valid Python: {error.msg}"
+
+
 def packages(path: Path) -> list[Path]:
     """The `__init__` files of the folders that a file of the package lies in."""
     inside = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(PACKAGE)]
@@ -59,10 +64,7 @@ def name_of(path: Path) -> str:
 
 @cache
 def tree_of(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes(), str(path))
-    except SyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: no valid Python: {error.msg}") from None
+    return ast.parse(path.read_bytes(), str(path))
 
 
 @cache

@@ -58,8 +58,12 @@ def carried_out(options: argparse.Namespace) -> int:
         return 1
     except BrokenPipeError:
         raise
-    except (OSError, MemoryError, RuntimeError) as error:
-        if (said := lacking(error)) is None:
+    except (OSError, MemoryError, RuntimeError, SyntaxError) as error:
+        from selfdistill.closure import invalid
+
+        # the latter in the file of a method, say, that is being written
+        said = invalid(error) if isinstance(error, SyntaxError) else lacking(error)
+        if said is None:
             raise
         print(f"selfdistill {options.command}: {said}", file=sys.stderr)
         return 1
