@@ -317,6 +317,15 @@ def test_a_study_names_its_data_networks_and_perhaps_its_commit(tmp_path):
     assert (found.commit, found.dataset, found.models) == ("0123abc", "digits", ("net",))
 
 
+def test_imported_runs_name_their_machines_as_those_of_this_checkout_do():
+    folder = ROOT / "studies/cifar100-claims"
+    imported = list((folder / "results/records/imported").glob("*/*/*.json"))
+    hosts = read_found(folder).hosts
+    assert len(hosts) == len(imported) > 0
+    assert all(host["hardware"] for host in hosts.values())
+    assert ("resnet10-slim", "byot", 0) in hosts
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

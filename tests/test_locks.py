@@ -1,6 +1,7 @@
 """A kill at any moment of a lock's rewriting loses nothing, and a question changes nothing."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -181,6 +182,27 @@ def test_prune_and_snakemake_wait_for_the_dvc_of_this_checkout_alone(repository,
     for process in (there, status):
         process.communicate(b"\n")
     assert {os.getpid(), os.getppid()} <= set(locks.ourselves())  # a stage does not wait for the DVC that runs it
+
+
+def test_a_killed_dvc_is_waited_for_until_the_system_has_cleared_it_away(repository):
+    """DVC takes it for alive until then, and refuses the files that it has listed as in use."""
+    dead = subprocess.Popen(["sleep", "600"])
+    place = str(repository / "results")
+    listed = {"read": {place: [{"pid": os.getpid(), "cmd": "dvc"}]}, "write": {place: {"pid": dead.pid, "cmd": "dvc"}}}
+    (repository / ".dvc/tmp/rwlock").write_text(json.dumps(listed))
+    locks.wait_for_others(repository)  # both are alive; DVC says so
+    dead.kill()
+    waiting = threading.Thread(target=locks.wait_for_others, args=[repository])
+    wait_until(lambda: locks.dying(repository) == [dead.pid])  # nobody has asked how it ended
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    dead.wait()
+    waiting.join(locks.BUSY / 2)
+    assert not waiting.is_alive()
+    for content in ("", "[]", '{"read": 1}', '{"write": {"/a": {"pid": "x"}}}'):
+        (repository / ".dvc/tmp/rwlock").write_text(content)
+        assert locks.dying(repository) == []
 
 
 def test_dvcs_list_of_readers_that_a_kill_cut_is_emptied(repository):

@@ -26,6 +26,7 @@ from selfdistill.files import write_atomically
 COPIES = Path(".work/locks")
 SNAKEMAKE = Path(".work/snakemake")  # a file for each study, whose lock ends with the Snakemake that holds it
 TERMINAL = "SELFDISTILL_TERMINAL"  # where a job of Snakemake may write for the user; no other process has it
+BUSY = 30.0  # seconds that a dead process may take to be cleared away, or another DVC to be done with a file
 TURNS = Path(".work/turns")  # a file for each stage and run, whose lock ends with the process that holds it
 
 
@@ -91,7 +92,8 @@ def turn(root: Path, work: str) -> Iterator[None]:
 
 
 def wait_for_others(root: Path, jobs: bool = True) -> None:
-    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed.
+    """Wait until no other `dvc repro` or `dvc exp run` works here, such as the jobs of an engine that was killed, and
+    none that has ended waits to be cleared away by the system: DVC takes it for alive, and refuses its files.
 
     jobs: for those of a Snakemake, too."""
     said = None
@@ -101,6 +103,25 @@ def wait_for_others(root: Path, jobs: bool = True) -> None:
             print(f"DVC of an earlier command is still at work here, process {numbers}; waiting", file=sys.stderr)
             said = others
         time.sleep(0.5)
+    ends = time.monotonic() + BUSY
+    while dying(root) and time.monotonic() < ends:
+        time.sleep(0.1)
+
+
+def dying(root: Path) -> list[int]:
+    """The processes in DVC's list of files in use that have ended and are still there; on Linux, elsewhere none."""
+    try:
+        listed = json.loads((root / ".dvc" / "tmp" / "rwlock").read_bytes())
+        readers = [entry for entries in listed.get("read", {}).values() for entry in entries]
+        numbers = {int(entry["pid"]) for entry in [*readers, *listed.get("write", {}).values()]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or cut
+        return []
+    found = []
+    for number in sorted(numbers):
+        with suppress(OSError):
+            if not Path(f"/proc/{number}/cmdline").read_bytes():  # its memory is gone
+                found.append(number)
+    return found
 
 
 def running(root: Path, jobs: bool = True) -> list[int]:

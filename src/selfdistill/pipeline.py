@@ -20,14 +20,13 @@ from dvc.repo import Repo
 from selfdistill.checkout import require
 from selfdistill.config import Study, seeds_of
 from selfdistill.files import write_atomically
-from selfdistill.locks import claim_of, wait_for_others
+from selfdistill.locks import BUSY, claim_of, wait_for_others
 from selfdistill.params import read_study
 from selfdistill.schema import ConfigError, nearest, shown
 from selfdistill.showing import show
 from selfdistill.studies import folders
 
 MARKERS = Path(".work/stale")
-BUSY = 30.0  # seconds
 HELD: list[IO[str]] = []  # locks that this process keeps until it ends
 
 

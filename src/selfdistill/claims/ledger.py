@@ -25,7 +25,7 @@ from selfdistill.claims.evidence import described, row_words
 from selfdistill.errors import UserError
 from selfdistill.reporting.entries import Host
 from selfdistill.reporting.files import read_tables
-from selfdistill.reporting.records import told
+from selfdistill.reporting.records import imported_entry, told
 from selfdistill.schema import CATALOGUE, read_yaml
 from selfdistill.summary import AT_LEVEL
 from selfdistill.summary.statistics import mean_ratio
@@ -94,16 +94,23 @@ def ledger_of(places: dict[str, Path], claims: Claims) -> list[Entry]:
 
 def read_found(folder: Path) -> Found:
     """What a study's folder holds in Git."""
-    hosts = {}
-    for path in sorted((folder / "results" / "hosts").glob("*/*/*.json")):
-        model, variant = path.parent.parts[-2:]
-        hosts[model, variant, int(path.stem)] = told(path, lambda _: Host, "bring it back from Git, or remove it")
+    hosts, results = {}, folder / "results"
+    for path in sorted((results / "records" / "imported").glob("*/*/*.json")):
+        if (host := imported_entry(path)["host"]) is not None:
+            hosts[cell_of(path)] = host
+    for path in sorted((results / "hosts").glob("*/*/*.json")):
+        hosts[cell_of(path)] = told(path, lambda _: Host, "bring it back from Git, or remove it")
     params = folder / "params.yaml"
     named, content = COMMIT.search(params.read_text(encoding="utf-8")), read_yaml(params, CATALOGUE)
     commit = named[1] if named else ""
     return Found(
-        read_evidence(folder / "results"), hosts, commit, content.get("dataset", ""), tuple(content.get("models", ()))
+        read_evidence(results), hosts, commit, content.get("dataset", ""), tuple(content.get("models", ()))
     )
+
+
+def cell_of(path: Path) -> tuple[str, str, int]:
+    """Network, variant and seed of a run's file."""
+    return path.parts[-3], path.parts[-2], int(path.stem)
 
 
 def read_evidence(results: Path) -> dict[str, pd.DataFrame]:
