@@ -260,15 +260,15 @@ def test_an_outcome_says_whether_its_setting_is_the_papers(dataset, models, sett
 def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
     cost = pd.DataFrame({"model": "net", "variant": ["plain", "byot"], "title": ["Plain", "BYOT"]})
     cost = cost.assign(training_gflops=[10.0, 11.5], teacher_gflops=0.0, total_gflops=[10.0, 11.5])
-    taken = {"plain": (1.0, 2.0, 4.0), "byot": (2.0, 4.0, 8.0)}
+    taken = {"plain": (1.0, 2.0, 4.0, 2.0, 1.0, 4.0), "byot": (2.0, 4.0, 8.0, 4.0, 2.0, 4.0)}
     hosts = {
-        ("net", variant, seed): {"seconds": value, "hardware": "A" if seed < 2 else variant}
+        ("net", variant, seed): {"seconds": value, "hardware": "A" if seed < 5 else variant}
         for variant, values in taken.items()
         for seed, value in enumerate(values)
     }
     claims = claims_of({"study": "s", "cost": {"of": "byot", "against": "plain", "at_most": at_most}})
     (test,) = found_in(claims, tables={"cost": cost}, hosts=hosts, commit="abc1234").tests
-    assert (test.outcome, test.seeds, test.hardware, test.commit) == (outcome, "2", "A, byot, plain", "abc1234")
+    assert (test.outcome, test.seeds, test.hardware, test.commit) == (outcome, "5", "A, byot, plain", "abc1234")
     seconds = "2.00 (2.00 to 2.00, 95 %) times the seconds, as the runs happened to be made"
     would_do = f"where {at_most} would do"
     assert test.evidence == (f"BYOT: 1.15 times the operations of Plain, {would_do}; {seconds}",)
@@ -277,6 +277,10 @@ def test_operations_decide_and_seconds_stand_beside(at_most, outcome):
     (test,) = found_in(claims, tables={"cost": taught}, hosts=hosts).tests
     whole = f"BYOT: 2.15 times the operations of Plain, teachers' training included, {would_do}"
     assert test.evidence == (f"{whole}; without it 1.15 times the operations and {seconds}",)
+
+    few = {cell: host for cell, host in hosts.items() if cell[2] < 4}
+    (test,) = found_in(claims, tables={"cost": cost}, hosts=few).tests
+    assert (test.seeds, test.evidence) == ("4", (f"BYOT: 1.15 times the operations of Plain, {would_do}",))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from selfdistill.reporting.files import read_tables
 from selfdistill.reporting.records import imported_entry, told
 from selfdistill.schema import CATALOGUE, read_yaml
 from selfdistill.summary import AT_LEVEL
-from selfdistill.summary.statistics import mean_ratio
+from selfdistill.summary.statistics import FEWEST, mean_ratio
 from selfdistill.summary.text import exit_words, small
 
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
@@ -103,9 +103,7 @@ def read_found(folder: Path) -> Found:
     params = folder / "params.yaml"
     named, content = COMMIT.search(params.read_text(encoding="utf-8")), read_yaml(params, CATALOGUE)
     commit = named[1] if named else ""
-    return Found(
-        read_evidence(results), hosts, commit, content.get("dataset", ""), tuple(content.get("models", ()))
-    )
+    return Found(read_evidence(results), hosts, commit, content.get("dataset", ""), tuple(content.get("models", ())))
 
 
 def cell_of(path: Path) -> tuple[str, str, int]:
@@ -296,8 +294,8 @@ def of_cost(form: Cost, found: Found) -> Parts:
 
 
 def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
-    """How many seeds ran both on equal hardware, and, of more than one, the ratio of seconds in words: its geometric
-    mean and t-interval."""
+    """How many seeds ran both on equal hardware, and, of as many as a verdict needs, the ratio of seconds in words: its
+    geometric mean and t-interval."""
     pairs = []
     for (m, variant, seed), host in found.hosts.items():
         other = found.hosts.get((model, form.against, seed))
@@ -305,7 +303,7 @@ def seconds(form: Cost, model: str, found: Found) -> tuple[int, str]:
             continue
         if host["seconds"] > 0 and other["seconds"] > 0:
             pairs.append((host["seconds"], other["seconds"]))
-    if len(pairs) < 2:
+    if len(pairs) < FEWEST:
         return len(pairs), ""
     ratio, low, high = mean_ratio(pairs)
     words = f"{ratio:.2f} ({low:.2f} to {high:.2f}, {AT_LEVEL}) times the seconds, as the runs happened to be made"
