@@ -169,7 +169,7 @@ def test_a_clone_that_pulled_and_edited_runs_exactly_what_is_stale(project, tmp_
     clone.run("snakemake", "--cores", "2")
     after = lock(clone)["stages"]
     changed = {re.sub(r"\W", "_", name) for name in after if after[name] != before[name]}
-    assert byot <= changed <= byot | {"measure", "tables", "figures", "page"}
+    assert byot <= changed <= byot | {"check", "measure", "tables", "figures", "page"}
     assert clone.changed() == set()
     assert nothing_to_do(clone)
 
@@ -405,7 +405,8 @@ def test_a_study_of_studies_resolves_through_the_shared_file(project):
     said = project.run("snakemake", "-n", "--config", "study=fashion-mnist", "runtime=777", "mem_mb=3210").stdout
     asked = dict(re.findall(r"^rule (\w+):.*?resources: .*?(runtime=\d+, gpu=\d+, mem_mb=\d+)", said, re.DOTALL | re.M))
     for rule, resources in asked.items():
-        assert (resources == "runtime=777, gpu=0, mem_mb=3210") == ("_train_" in rule or "_distill_" in rule), rule
+        trains = any(f"_{kind}_" in rule for kind in ("train", "distill", "tune"))
+        assert (resources == "runtime=777, gpu=0, mem_mb=3210") == trains, rule
     planned = jobs(said)
     content = yaml.safe_load((project / "studies/fashion-mnist/params.yaml").read_text())
     assert len([j for j in planned if "_train_" in j]) == len(content["methods"]) * len(content["seeds"])
