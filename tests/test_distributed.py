@@ -55,10 +55,9 @@ def worker(made_once, name: str, launcher: list[str], threads: str, kind: str, t
     return json.loads((made_once(f"distributed-{kind}-{name}", make) / "found.json").read_text())
 
 
-# The four papers' methods, and of the others one of each kind of need: nothing, exits, an average, a companion, a
-# second view, the batch or the epoch before, images of one class, mixed images.  The rest is tried nightly.
-PAPERS = ["byot", "srdl", "sd", "drkd"]
-FEW = [*PAPERS, "plain", "deep_supervision", "mean_teacher", "dml", "ddgsd", "dlb", "pskd", "cskd", "bake", "cutmix"]
+# The four papers' methods, and of the others one of each kind of need: an average, a companion, a second view, the
+# batch or the epoch before, images of one class.  The rest is tried nightly.
+FEW = ["byot", "srdl", "sd", "drkd", "mean_teacher", "dml", "ddgsd", "dlb", "pskd", "bake"]
 REST = [name for name in (*methods.names(), *VARIANTS) if name not in FEW]
 EXACT = [*FEW, *(pytest.param(name, marks=pytest.mark.nightly) for name in REST)]
 

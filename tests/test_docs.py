@@ -128,6 +128,8 @@ def study_of(project, dataset: str) -> None:
             "dataset": dataset,
             "methods": ["plain"],
             "students": [],
+            "tuning.methods": [],
+            "tuning.students": [],
             "seeds": [0],
             "recipe.epochs": 2,
             "training_images": 120,

@@ -147,7 +147,7 @@ def audit(method: Method, stopped: bool = True, **recipe: Any) -> Found:
 
     An epoch is of three batches and a smaller one: a step that is run as it is, one captured, one replayed.
     """
-    kept, changes = InMemory(), {"epochs": 3, **GPU, **recipe}
+    kept, changes = InMemory(), {"epochs": 2, **GPU, **recipe}
     with fake_gpu(classes=4, may_wait="host" in method.needs) as (watch, found):
         try:
             if stopped:
