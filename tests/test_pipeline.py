@@ -298,6 +298,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(project):
     assert project.run("git", "diff", "--stat", "--", "results", "dvc.lock").stdout == ""
 
 
+@pytest.mark.nightly  # 21 s; tests/test_chaos.py kills, too
 def test_a_block_killed_in_its_second_run_does_not_train_the_first_again(project):
     project.params(**{"recipe.epochs": 60})
     finished = project / ".work/finished"

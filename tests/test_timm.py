@@ -196,6 +196,7 @@ def test_what_does_not_fit_is_refused_in_one_line(name, size, parts):
     assert all(part in str(error.value) for part in parts), error.value
 
 
+@pytest.mark.nightly  # 29 s; steps of its networks are trained by the other tests
 def test_a_study_of_timm_is_checked_without_loading_timm_and_runs_in_dvc(project):
     project.params(models=[TINY], methods=["plain"], students=[], seeds=[0])
     script = (
