@@ -172,5 +172,5 @@ METHODS: dict[str, type[Method]] = {
 def found(name: str) -> Found:
     if name == "memory of a need rebound":
         with patch("selfdistill.training.needs.memory.Memory", ForgetfulMemory):
-            return audit(METHODS[name](), epochs=3)
-    return audit(METHODS[name]())
+            return audit(METHODS[name](), stopped=False, epochs=3)
+    return audit(METHODS[name](), stopped=False)
