@@ -18,6 +18,7 @@ from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
 from selfdistill import locks, pipeline
 from selfdistill.cli import main
+from selfdistill.questions import Question
 from selfdistill.schema import ConfigError
 
 
@@ -272,6 +273,30 @@ def test_snakemake_goes_on_where_another_was_killed_and_recomputes_what_is_force
         # so is one that has a file; of a killed one DVC says so, too, until the system has cleared it away
         wait_until(lambda: "that has a file of this study" in said.read_text(), waiting)
     assert waiting.wait(timeout=600) == 0
+
+
+def test_a_question_puts_nothing_back_that_another_has_written(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    plan, lock = repository / "results/plan/a.json", repository / "dvc.lock"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+
+    def written(plan_says: str, **entries: int) -> None:
+        plan.write_text(plan_says)
+        lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))
+
+    for own, others, since, left in (
+        ("new", 1, "new", "old"),  # by `check` alone
+        ("new", 2, "new", "new"),  # while the stages were read, another DVC ended a stage
+        ("new", 1, "newer", "newer"),
+    ):
+        written("old", check=0, train=1)
+        question = Question(Path())
+        written(own, check=1, train=others)
+        question.answered()
+        plan.write_text(since)
+        question.put_back()
+        assert plan.read_text() == left
+        assert yaml.safe_load(lock.read_text())["stages"] == {"check": int(left != "old"), "train": others}
 
 
 @pytest.mark.parametrize(

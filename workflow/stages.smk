@@ -33,8 +33,9 @@ try:
             sys.stderr.write(f"{line}\n")
     question = Question(FOLDER)
     STAGES = read_stages(FOLDER, mark=workflow.is_main_process)
-    question.answered()
-    atexit.register(question.put_back)
+    if workflow.is_main_process:  # a job writes nothing when it reads them, others meanwhile do
+        question.answered()
+        atexit.register(question.put_back)
 except ConfigError as error:
     refuse(error)
 except SyntaxError as error:

@@ -27,6 +27,7 @@ COPIES = Path(".work/locks")
 SNAKEMAKE = Path(".work/snakemake")  # a file for each study, whose lock ends with the Snakemake that holds it
 TERMINAL = "SELFDISTILL_TERMINAL"  # where a job of Snakemake may write for the user; no other process has it
 BUSY = 30.0  # seconds that a dead process may take to be cleared away, or another DVC to be done with a file
+RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's list of the files in use
 TURNS = Path(".work/turns")  # a file for each stage and run, whose lock ends with the process that holds it
 
 
@@ -111,7 +112,7 @@ def wait_for_others(root: Path, jobs: bool = True) -> None:
 def dying(root: Path) -> list[int]:
     """The processes in DVC's list of files in use that have ended and are still there; on Linux, elsewhere none."""
     try:
-        listed = json.loads((root / ".dvc" / "tmp" / "rwlock").read_bytes())
+        listed = json.loads((root / RWLOCK).read_bytes())
         readers = [entry for entries in listed.get("read", {}).values() for entry in entries]
         numbers = {int(entry["pid"]) for entry in [*readers, *listed.get("write", {}).values()]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or cut
@@ -191,7 +192,7 @@ def restore(root: Path) -> list[str]:
 
 def empty_rwlock(root: Path) -> list[str]:
     """Empty DVC's list of the files in use if a kill cut it, which DVC rewrites in place as well and then refuses."""
-    path = root / ".dvc" / "tmp" / "rwlock"
+    path = root / RWLOCK
     if not path.is_file() or is_json(path):
         return []
     from dvc.lock import LockError, make_lock
